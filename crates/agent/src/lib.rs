@@ -1,0 +1,1 @@
+//! The protocol between favo and its agent in the guest.

@@ -1,0 +1,2 @@
+//! The agent favo runs in its guests.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The favo command: arguments in, text out; no logic.
+fn main() {}
