@@ -49,7 +49,9 @@ pub enum ParseByteCountError {
     #[error("'{0}' is not a size: write a number and a unit, like 512M or 2G")]
     NotANumber(String),
     /// The letters behind the number are no unit.
-    #[error("'{unit}' in '{text}' is not a unit: use K, M, G or T (KiB, MiB, GiB and TiB work too)")]
+    #[error(
+        "'{unit}' in '{text}' is not a unit: use K, M, G or T (KiB, MiB, GiB and TiB work too)"
+    )]
     UnknownUnit {
         /// The whole text.
         text: String,
@@ -92,14 +94,17 @@ impl FromStr for ByteCount {
             return Err(ParseByteCountError::NotANumber(text.to_owned()));
         }
         let out_of_range = || ParseByteCountError::OutOfRange(text.to_owned());
-        let digits: u128 =
-            format!("{whole}{fraction}").parse().map_err(|_| out_of_range())?;
+        let digits: u128 = format!("{whole}{fraction}")
+            .parse()
+            .map_err(|_| out_of_range())?;
         let scale = 10u128.pow(fraction.len() as u32);
         let scaled = digits.checked_mul(1 << shift).ok_or_else(out_of_range)?;
         if scaled % scale != 0 {
             return Err(out_of_range());
         }
-        u64::try_from(scaled / scale).map(Self).map_err(|_| out_of_range())
+        u64::try_from(scaled / scale)
+            .map(Self)
+            .map_err(|_| out_of_range())
     }
 }
 

@@ -22,9 +22,18 @@ fn refuses_what_is_no_size() {
         let error = text.parse::<ByteCount>().expect_err(text);
         assert!(error.to_string().contains("not a"), "{text}: {error}");
     }
-    assert!(matches!("3X".parse::<ByteCount>(), Err(ParseByteCountError::UnknownUnit { .. })));
+    assert!(matches!(
+        "3X".parse::<ByteCount>(),
+        Err(ParseByteCountError::UnknownUnit { .. })
+    ));
     for text in ["16777216T", "0.3", "18446744073709551616"] {
-        assert!(matches!(text.parse::<ByteCount>(), Err(ParseByteCountError::OutOfRange(_))), "{text}");
+        assert!(
+            matches!(
+                text.parse::<ByteCount>(),
+                Err(ParseByteCountError::OutOfRange(_))
+            ),
+            "{text}"
+        );
     }
 }
 

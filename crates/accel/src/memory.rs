@@ -1,0 +1,318 @@
+//! The guest's RAM.
+//!
+//! One object, shared by the engine that runs the processors and by the
+//! devices that read and write it. It knows every page that was written by
+//! anything other than hardware-run processors, for two readers:
+//!
+//! * the software CPU caches decoded code and must hear of every write to a
+//!   page it cached, a device's DMA included ([`pages`]);
+//! * snapshots and migration want to know which pages changed.
+//!
+//! Devices reach it through [`GuestMemory::backend`], which marks what it
+//! writes; whoever writes through a raw host pointer calls
+//! [`GuestMemory::mark_written`] afterwards.
+
+pub mod pages;
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use favo_types::{ByteCount, GuestAddress};
+use vm_memory::{
+    Bytes, FileOffset, GuestMemoryBackend as _, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
+};
+
+pub use pages::{PageTracker, RegionPages};
+
+/// Bytes in the smallest page.
+pub const PAGE_SIZE: u64 = 4096;
+
+/// The view of RAM that the rust-vmm crates work on.
+pub type MemoryBackend = GuestMemoryMmap<PageTracker>;
+
+/// What RAM is made of on the host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum MemoryBacking {
+    /// Private anonymous memory with transparent huge pages: the fastest, for
+    /// a machine that shares its memory with nobody.
+    #[default]
+    Anonymous,
+    /// A memfd: can be handed to other processes (vhost-user) and mapped
+    /// copy-on-write by clones.
+    Memfd,
+}
+
+/// Why guest memory can't be made or reached.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// A region is empty, not page-aligned, or overlaps another.
+    #[error("guest memory region of {size} at {start} is not valid: {reason}")]
+    InvalidRegion {
+        /// Where it starts.
+        start: GuestAddress,
+        /// How large it is.
+        size: ByteCount,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The host has no memory for it.
+    #[error(
+        "the host can't map {size} of guest memory: {reason}; give the machine less with --memory"
+    )]
+    Map {
+        /// How much was asked for.
+        size: ByteCount,
+        /// The host's answer.
+        reason: String,
+    },
+    /// An access outside RAM.
+    #[error("{length} bytes at guest address {address} are not all RAM")]
+    OutOfRange {
+        /// Where.
+        address: GuestAddress,
+        /// How many.
+        length: u64,
+    },
+}
+
+/// The guest's RAM; cheap to clone, all clones are the same memory.
+#[derive(Clone)]
+pub struct GuestMemory {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    backend: MemoryBackend,
+    regions: Vec<RamRegion>,
+    memfd: Option<OwnedFd>,
+}
+
+/// One contiguous range of RAM.
+#[derive(Clone)]
+pub struct RamRegion {
+    /// Its first guest-physical address; page-aligned.
+    pub start: GuestAddress,
+    /// Its size; whole pages.
+    pub size: ByteCount,
+    /// Where it lies in this process.
+    pub host_address: HostPointer,
+    /// What is known of its pages.
+    pub pages: Arc<RegionPages>,
+}
+
+/// The host address of a [`RamRegion`]. Valid for as long as any clone of the
+/// [`GuestMemory`] it came from lives. The guest and devices write behind it
+/// at any time, so it is never turned into a Rust reference.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HostPointer(pub *mut u8);
+
+// SAFETY: the pointer is only an address; every access through it is unsafe on
+// its own and concerns memory that is shared with the guest by design.
+unsafe impl Send for HostPointer {}
+// SAFETY: as above.
+unsafe impl Sync for HostPointer {}
+
+impl GuestMemory {
+    /// Maps RAM at the given ranges, all of it zero. Nothing is touched: the
+    /// host supplies pages as they are used.
+    pub fn new(
+        ranges: &[(GuestAddress, ByteCount)],
+        backing: MemoryBacking,
+    ) -> Result<Self, MemoryError> {
+        check_ranges(ranges)?;
+        let total = ByteCount(ranges.iter().map(|(_, size)| size.bytes()).sum());
+        let map_error = |reason: String| MemoryError::Map {
+            size: total,
+            reason,
+        };
+
+        let memfd = match backing {
+            MemoryBacking::Anonymous => None,
+            MemoryBacking::Memfd => {
+                Some(make_memfd(total).map_err(|error| map_error(error.to_string()))?)
+            }
+        };
+        let mut mapped = Vec::with_capacity(ranges.len());
+        let mut regions = Vec::with_capacity(ranges.len());
+        let mut file_offset = 0;
+        for &(start, size) in ranges {
+            let region = map_region(size, memfd.as_ref(), file_offset)
+                .map_err(|error| map_error(error.to_string()))?;
+            file_offset += size.bytes();
+            regions.push(RamRegion {
+                start,
+                size,
+                host_address: HostPointer(region.as_ptr()),
+                pages: region.bitmap().pages().clone(),
+            });
+            let region = GuestRegionMmap::new(region, vm_memory::GuestAddress(start.0))
+                .ok_or_else(|| map_error(format!("{start} is too high")))?;
+            mapped.push(region);
+        }
+        let backend =
+            GuestMemoryMmap::from_regions(mapped).map_err(|error| map_error(error.to_string()))?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                backend,
+                regions,
+                memfd,
+            }),
+        })
+    }
+
+    /// The view devices use. Every write through it is recorded.
+    pub fn backend(&self) -> &MemoryBackend {
+        &self.shared.backend
+    }
+
+    /// The contiguous ranges, ascending.
+    pub fn regions(&self) -> &[RamRegion] {
+        &self.shared.regions
+    }
+
+    /// The file behind it, if [`MemoryBacking::Memfd`] was asked for. Regions
+    /// follow each other in it without gaps.
+    pub fn memfd(&self) -> Option<&OwnedFd> {
+        self.shared.memfd.as_ref()
+    }
+
+    /// How much RAM there is.
+    pub fn size(&self) -> ByteCount {
+        ByteCount(
+            self.regions()
+                .iter()
+                .map(|region| region.size.bytes())
+                .sum(),
+        )
+    }
+
+    /// The region that holds all of `length` bytes at `address`, and the
+    /// offset of `address` in it.
+    pub fn find(&self, address: GuestAddress, length: u64) -> Option<(&RamRegion, u64)> {
+        self.regions().iter().find_map(|region| {
+            let offset = address.checked_offset_from(region.start)?;
+            let fits = offset.checked_add(length)? <= region.size.bytes();
+            fits.then_some((region, offset))
+        })
+    }
+
+    /// Copies guest memory out. Fails unless all of it is RAM.
+    pub fn read(&self, address: GuestAddress, buffer: &mut [u8]) -> Result<(), MemoryError> {
+        self.backend()
+            .read_slice(buffer, vm_memory::GuestAddress(address.0))
+            .map_err(|_| out_of_range(address, buffer.len()))
+    }
+
+    /// Copies into guest memory. Fails, having written nothing, unless all of
+    /// it is RAM.
+    pub fn write(&self, address: GuestAddress, bytes: &[u8]) -> Result<(), MemoryError> {
+        if !self
+            .backend()
+            .check_range(vm_memory::GuestAddress(address.0), bytes.len())
+        {
+            return Err(out_of_range(address, bytes.len()));
+        }
+        self.backend()
+            .write_slice(bytes, vm_memory::GuestAddress(address.0))
+            .map_err(|_| out_of_range(address, bytes.len()))
+    }
+
+    /// Records a write that did not go through [`GuestMemory::backend`]. Call
+    /// it after the bytes are there.
+    pub fn mark_written(&self, address: GuestAddress, length: u64) {
+        for region in self.regions() {
+            let start = region.start.0.max(address.0);
+            let end = (region.start.0 + region.size.bytes()).min(address.0.saturating_add(length));
+            if start < end {
+                region
+                    .pages
+                    .mark_written(start - region.start.0, end - start);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for GuestMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries(
+                self.regions()
+                    .iter()
+                    .map(|region| (region.start, region.size)),
+            )
+            .finish()
+    }
+}
+
+fn out_of_range(address: GuestAddress, length: usize) -> MemoryError {
+    MemoryError::OutOfRange {
+        address,
+        length: length as u64,
+    }
+}
+
+fn check_ranges(ranges: &[(GuestAddress, ByteCount)]) -> Result<(), MemoryError> {
+    let mut end = Some(0u64);
+    for &(start, size) in ranges {
+        let reason = if size.bytes() == 0 {
+            Some("it is empty")
+        } else if !start.0.is_multiple_of(PAGE_SIZE) || !size.bytes().is_multiple_of(PAGE_SIZE) {
+            Some("it does not begin and end on a page boundary")
+        } else if end.is_none_or(|end| start.0 < end) {
+            Some("it overlaps or precedes the region before it")
+        } else if start
+            .checked_add(size.bytes())
+            .is_none_or(|end| end.0 > 1 << 52)
+        {
+            Some("it ends above the highest physical address")
+        } else {
+            None
+        };
+        if let Some(reason) = reason {
+            return Err(MemoryError::InvalidRegion {
+                start,
+                size,
+                reason,
+            });
+        }
+        end = start.0.checked_add(size.bytes());
+    }
+    Ok(())
+}
+
+fn make_memfd(size: ByteCount) -> std::io::Result<OwnedFd> {
+    let fd = rustix::fs::memfd_create("favo-guest-memory", rustix::fs::MemfdFlags::CLOEXEC)?;
+    rustix::fs::ftruncate(&fd, size.bytes())?;
+    Ok(fd)
+}
+
+fn map_region(
+    size: ByteCount,
+    memfd: Option<&OwnedFd>,
+    file_offset: u64,
+) -> std::io::Result<MmapRegion<PageTracker>> {
+    let length = usize::try_from(size.bytes()).map_err(std::io::Error::other)?;
+    let (file, flags) = match memfd {
+        Some(fd) => {
+            let file = std::fs::File::from(fd.try_clone()?);
+            (Some(FileOffset::new(file, file_offset)), libc::MAP_SHARED)
+        }
+        None => (None, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS),
+    };
+    let region = MmapRegion::build(
+        file,
+        length,
+        libc::PROT_READ | libc::PROT_WRITE,
+        flags | libc::MAP_NORESERVE,
+    )
+    .map_err(std::io::Error::other)?;
+    // Best effort: without huge pages everything still works.
+    // SAFETY: the range is the mapping made above, which nobody else knows yet.
+    unsafe { libc::madvise(region.as_ptr().cast(), length, libc::MADV_HUGEPAGE) };
+    Ok(region)
+}
+
+#[cfg(test)]
+#[path = "memory_test.rs"]
+mod test;
