@@ -1,0 +1,202 @@
+//! The processor's state, laid out for the operations that use it.
+//!
+//! This is the hot form of [`favo_accel::state::VcpuState`]; `state.rs`
+//! converts between the two. Values derived from others (the mode word) are
+//! recomputed by [`Cpu::update_mode`] whenever a source changes; nothing else
+//! may write them.
+
+use favo_accel::state::{DebugRegisters, DescriptorTable, InterruptShadow, Msrs};
+
+use crate::flags::ArithmeticFlags;
+
+/// General registers by their encoding (SDM vol. 2, table 2-4).
+#[allow(missing_docs)]
+pub mod gpr {
+    pub const RAX: usize = 0;
+    pub const RCX: usize = 1;
+    pub const RDX: usize = 2;
+    pub const RBX: usize = 3;
+    pub const RSP: usize = 4;
+    pub const RBP: usize = 5;
+    pub const RSI: usize = 6;
+    pub const RDI: usize = 7;
+    pub const R8: usize = 8;
+    pub const R11: usize = 11;
+}
+
+/// A segment register by its encoding.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+#[allow(missing_docs)]
+pub enum SegmentRegister {
+    Es,
+    Cs,
+    Ss,
+    Ds,
+    Fs,
+    Gs,
+}
+
+/// A segment register with its hidden part, unpacked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Segment {
+    /// The visible selector.
+    pub selector: u16,
+    /// Base address.
+    pub base: u64,
+    /// Limit in bytes, granularity applied.
+    pub limit: u32,
+    /// As [`favo_accel::state::Segment::access`].
+    pub access: u32,
+}
+
+impl Segment {
+    /// Descriptor type, S included (bits 4:0).
+    pub const fn kind(&self) -> u32 {
+        self.access & 0x1f
+    }
+    /// Descriptor privilege level.
+    pub const fn dpl(&self) -> u8 {
+        (self.access >> 5 & 3) as u8
+    }
+    /// Present.
+    pub const fn present(&self) -> bool {
+        self.access & 0x80 != 0
+    }
+    /// 64-bit code.
+    pub const fn long(&self) -> bool {
+        self.access & 1 << 13 != 0
+    }
+    /// D/B: 32-bit operands, stack or limit.
+    pub const fn big(&self) -> bool {
+        self.access & 1 << 14 != 0
+    }
+    /// Loaded with a null selector.
+    pub const fn unusable(&self) -> bool {
+        self.access & favo_accel::state::Segment::UNUSABLE != 0
+    }
+}
+
+/// CR0 bits.
+#[allow(missing_docs)]
+pub mod cr0 {
+    pub const PE: u64 = 1 << 0;
+    pub const MP: u64 = 1 << 1;
+    pub const EM: u64 = 1 << 2;
+    pub const TS: u64 = 1 << 3;
+    pub const ET: u64 = 1 << 4;
+    pub const NE: u64 = 1 << 5;
+    pub const WP: u64 = 1 << 16;
+    pub const AM: u64 = 1 << 18;
+    pub const NW: u64 = 1 << 29;
+    pub const CD: u64 = 1 << 30;
+    pub const PG: u64 = 1 << 31;
+}
+
+/// CR4 bits.
+#[allow(missing_docs)]
+pub mod cr4 {
+    pub const VME: u64 = 1 << 0;
+    pub const PVI: u64 = 1 << 1;
+    pub const TSD: u64 = 1 << 2;
+    pub const DE: u64 = 1 << 3;
+    pub const PSE: u64 = 1 << 4;
+    pub const PAE: u64 = 1 << 5;
+    pub const MCE: u64 = 1 << 6;
+    pub const PGE: u64 = 1 << 7;
+    pub const PCE: u64 = 1 << 8;
+    pub const OSFXSR: u64 = 1 << 9;
+    pub const OSXMMEXCPT: u64 = 1 << 10;
+    pub const UMIP: u64 = 1 << 11;
+    pub const FSGSBASE: u64 = 1 << 16;
+    pub const PCIDE: u64 = 1 << 17;
+    pub const OSXSAVE: u64 = 1 << 18;
+    pub const SMEP: u64 = 1 << 20;
+    pub const SMAP: u64 = 1 << 21;
+}
+
+/// EFER bits.
+#[allow(missing_docs)]
+pub mod efer {
+    pub const SCE: u64 = 1 << 0;
+    pub const LME: u64 = 1 << 8;
+    pub const LMA: u64 = 1 << 10;
+    pub const NXE: u64 = 1 << 11;
+    pub const FFXSR: u64 = 1 << 14;
+}
+
+/// RFLAGS bits.
+#[allow(missing_docs)]
+pub mod rflags {
+    pub const CF: u64 = 1 << 0;
+    pub const FIXED: u64 = 1 << 1;
+    pub const PF: u64 = 1 << 2;
+    pub const AF: u64 = 1 << 4;
+    pub const ZF: u64 = 1 << 6;
+    pub const SF: u64 = 1 << 7;
+    pub const TF: u64 = 1 << 8;
+    pub const IF: u64 = 1 << 9;
+    pub const DF: u64 = 1 << 10;
+    pub const OF: u64 = 1 << 11;
+    pub const IOPL: u64 = 3 << 12;
+    pub const NT: u64 = 1 << 14;
+    pub const RF: u64 = 1 << 16;
+    pub const VM: u64 = 1 << 17;
+    pub const AC: u64 = 1 << 18;
+    pub const VIF: u64 = 1 << 19;
+    pub const VIP: u64 = 1 << 20;
+    pub const ID: u64 = 1 << 21;
+    /// CF, PF, AF, ZF, SF, OF.
+    pub const ARITHMETIC: u64 = CF | PF | AF | ZF | SF | OF;
+}
+
+/// How wide code and addresses are by default.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(u8)]
+pub enum CodeSize {
+    /// Real mode, virtual-8086 mode, or a 16-bit code segment.
+    #[default]
+    Bits16,
+    /// A 32-bit code segment, compatibility mode included.
+    Bits32,
+    /// 64-bit mode.
+    Bits64,
+}
+
+/// One virtual processor.
+#[repr(C, align(64))]
+pub struct Cpu {
+    /// General registers, by encoding.
+    pub gpr: [u64; 16],
+    /// The instruction being executed; each operation moves it at its end.
+    pub rip: u64,
+    /// CF, PF, AF, ZF, SF, OF, computed when somebody asks.
+    pub arithmetic: ArithmeticFlags,
+    /// The other bits of RFLAGS; the arithmetic ones are zero here.
+    pub system_flags: u64,
+    /// ES, CS, SS, DS, FS, GS.
+    pub segments: [Segment; 6],
+    /// Derived: how wide code is.
+    pub code_size: CodeSize,
+    /// Derived: current privilege level.
+    pub cpl: u8,
+    /// Derived: long mode is active (EFER.LMA), 64-bit or compatibility.
+    pub long_mode: bool,
+
+    pub ldtr: Segment,
+    pub tr: Segment,
+    pub gdtr: DescriptorTable,
+    pub idtr: DescriptorTable,
+    pub cr0: u64,
+    pub cr2: u64,
+    pub cr3: u64,
+    pub cr4: u64,
+    pub efer: u64,
+    pub xcr0: u64,
+    pub debug: DebugRegisters,
+    pub msrs: Msrs,
+    /// Interrupts are held back for one instruction.
+    pub shadow: InterruptShadow,
+    /// NMIs are blocked until IRET.
+    pub nmi_masked: bool,
+}
