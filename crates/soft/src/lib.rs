@@ -22,4 +22,5 @@
 
 pub mod cpu;
 pub mod flags;
+pub mod native;
 pub mod trap;
