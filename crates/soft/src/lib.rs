@@ -21,6 +21,8 @@
 //! ([`mmio`]); so no operation needs to be cut in two.
 
 pub mod cpu;
+#[cfg(any(test, feature = "difftest"))]
+pub mod difftest;
 pub mod flags;
 pub mod native;
 pub mod trap;

@@ -5,6 +5,7 @@ use std::arch::asm;
 use super::form::{Native, Unit};
 use super::state::{EXCEPTION_FLAGS, ExtendedState, MXCSR_DEFAULT, MXCSR_MASKS};
 use super::stub::Slot;
+use crate::cpu::rflags::{ARITHMETIC, FIXED};
 
 /// MXCSR: flush to zero.
 const FLUSH_TO_ZERO: u32 = 1 << 15;
@@ -45,7 +46,8 @@ impl Native {
             Unit::X87 | Unit::Sse | Unit::Avx => {}
         }
         if shape.flags_in {
-            state.flags_in = flags;
+            // DF would reach the host's code.
+            state.flags_in = flags & ARITHMETIC | FIXED;
         }
         if !shape.mxcsr {
             // SAFETY: as this function's.

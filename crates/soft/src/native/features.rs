@@ -139,3 +139,9 @@ pub fn is_emulated(code: Code) -> bool {
             | Vgatherqpd | Vpgatherdd | Vpgatherdq | Vpgatherqd | Vpgatherqq
     )
 }
+
+/// The host has `feature`, and it is one of those that run natively.
+#[cfg(any(test, feature = "difftest"))]
+pub fn host_supports(feature: CpuidFeature) -> bool {
+    HOST.iter().any(|(known, _)| *known == feature)
+}

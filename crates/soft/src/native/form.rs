@@ -153,6 +153,10 @@ pub fn lookup(instruction: &Instruction) -> Option<Native> {
 
 /// Which unit runs `instruction` natively, if one does.
 fn unit(instruction: &Instruction) -> Option<Unit> {
+    use iced_x86::OpCodeOperandKind::{
+        mm_or_mem, mm_reg, mm_rm, xmm_or_mem, xmm_reg, xmm_rm, xmm_vvvv, ymm_or_mem, ymm_reg,
+        ymm_rm, ymm_vvvv,
+    };
     let code = instruction.code();
     if !features::supports(code) || features::is_emulated(code) {
         return None;
@@ -160,13 +164,14 @@ fn unit(instruction: &Instruction) -> Option<Unit> {
     if features::is_x87(code) {
         return Some(Unit::X87);
     }
-    let registers = || {
-        (0..instruction.op_count())
-            .filter(|n| instruction.op_kind(*n) == OpKind::Register)
-            .map(|n| instruction.op_register(n))
-    };
-    let mmx = registers().any(Register::is_mm);
-    let vector = registers().any(|r| r.is_xmm() || r.is_ymm());
+    let kinds = code.op_code().op_kinds();
+    let mmx = kinds.iter().any(|kind| matches!(kind, mm_reg | mm_rm | mm_or_mem));
+    let vector = kinds.iter().any(|kind| {
+        matches!(
+            kind,
+            xmm_reg | xmm_rm | xmm_vvvv | xmm_or_mem | ymm_reg | ymm_rm | ymm_vvvv | ymm_or_mem
+        )
+    });
     match code.encoding() {
         EncodingKind::VEX if vector => Some(Unit::Avx),
         EncodingKind::Legacy if vector && mmx => Some(Unit::MmxSse),

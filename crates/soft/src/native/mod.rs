@@ -22,6 +22,8 @@ mod stub;
 pub use arena::ArenaError;
 pub use call::SimdException;
 pub use features::{CpuidBit, features, host_has_avx, is_emulated, is_x87, supports, xcr0};
+#[cfg(any(test, feature = "difftest"))]
+pub use features::host_supports;
 pub use form::{Form, MemoryAccess, Native, Unit, initialize, lookup};
 pub use state::{
     EXCEPTION_FLAGS, ExtendedState, FSW_B, FSW_ES, MXCSR_DEFAULT, MXCSR_MASKS, MXCSR_VALID,
