@@ -128,7 +128,7 @@ pub fn data_address(random: &mut Random) -> u64 {
             ])
         }
         _ => match random.below(8) {
-            0 => random.pick(&[0x8000_0000_0000, 0xffff_7fff_ffff_fff0, 0x7fff_ffff_fff8]),
+            0 => random.pick(&[0x8000_0000_0000, 0xffff_7fff_ffff_fff0, 0x6000_0000_0ff9]),
             _ => DATA + 0x1800 + random.below(0x100) * 8,
         },
     }
@@ -426,7 +426,7 @@ pub fn state(generated: &[Generated], random: &mut Random) -> MachineState {
     for ymm in &mut fpu.ymm {
         *ymm = random.vector();
     }
-    let masks = if random.one_in(4) { random.next() as u32 & 0x1f80 } else { 0x1f80 };
+    let masks = if random.one_in(3) { random.next() as u32 & 0x1f80 } else { 0x1f80 };
     fpu.mxcsr = match random.below(3) {
         0 => 0x1f80,
         1 => masks | random.next() as u32 & 0x3f,

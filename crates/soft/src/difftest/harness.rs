@@ -236,16 +236,24 @@ fn compare(
     let undefined: u64 = instructions.iter().fold(0, |m, i| m | undefined::flags(i));
     let mask = 0xdd5 & !undefined;
     differ("flags".into(), format!("{:#x}", h.flags & mask), format!("{:#x}", s.flags & mask));
-    compare_fpu(h, s, &mut differ);
+    let vector = host.fault.map(|fault| fault.vector);
+    let ignored = undefined::mxcsr(instructions, vector, h.fpu.mxcsr);
+    compare_fpu(h, s, ignored, &mut differ);
     differences
 }
 
-fn compare_fpu(h: &MachineState, s: &MachineState, differ: &mut impl FnMut(String, String, String)) {
+fn compare_fpu(
+    h: &MachineState,
+    s: &MachineState,
+    ignored_mxcsr: u32,
+    differ: &mut impl FnMut(String, String, String),
+) {
     let (h, s) = (&h.fpu, &s.fpu);
     if h == s {
         return;
     }
-    differ("mxcsr".into(), format!("{:#x}", h.mxcsr), format!("{:#x}", s.mxcsr));
+    let mxcsr = |value: u32| format!("{:#x}", value & !ignored_mxcsr);
+    differ("mxcsr".into(), mxcsr(h.mxcsr), mxcsr(s.mxcsr));
     differ("fcw".into(), format!("{:#x}", h.fcw), format!("{:#x}", s.fcw));
     differ("fsw".into(), format!("{:#x}", h.fsw), format!("{:#x}", s.fsw));
     differ("ftw".into(), format!("{:#x}", h.ftw), format!("{:#x}", s.ftw));

@@ -72,13 +72,13 @@ impl Engine for Stubs {
                 .find(|n| instruction.op_kind(*n) == iced_x86::OpKind::Memory)
                 .expect("it has one");
             let address = instruction.virtual_address(operand_number, 0, value).expect("simple");
+            if address % u64::from(form.alignment) != 0 {
+                return fail(13, 0, 0);
+            }
             let last = address.wrapping_add(u64::from(form.size) - 1);
             if [address, last].iter().any(|a| (*a as i64) << 16 >> 16 != *a as i64) {
                 let stack = instruction.memory_segment() == Register::SS;
                 return fail(if stack { 12 } else { 13 }, 0, 0);
-            }
-            if address % u64::from(form.alignment) != 0 {
-                return fail(13, 0, 0);
             }
             let write = form.access == MemoryAccess::Write;
             for n in 0..u64::from(form.size) {

@@ -44,6 +44,31 @@ pub fn result(instruction: &Instruction, rcx: u64) -> bool {
     }
 }
 
+/// Bits of MXCSR that are not compared after a case that ended in `vector`.
+///
+/// Known differences, not undefined results, and only when an exception is
+/// unmasked and delivered:
+///
+/// * With an unmasked overflow or underflow (SDM vol. 1, 11.5.2.4, 11.5.2.5)
+///   PE says whether the result with an unbounded exponent was inexact; ours
+///   may say so when it was exact.
+/// * DPPS and DPPD multiply, then add, and stop where the exception is; ours
+///   has the flags of all steps.
+pub fn mxcsr(instructions: &[Instruction], vector: Option<u8>, mxcsr: u32) -> u32 {
+    use Mnemonic::{Dppd, Dpps, Vdppd, Vdpps};
+    const OVERFLOW_UNDERFLOW: u32 = 0x18;
+    const PRECISION: u32 = 0x20;
+    if vector != Some(19) {
+        0
+    } else if instructions.iter().any(|i| matches!(i.mnemonic(), Dppd | Dpps | Vdppd | Vdpps)) {
+        0x3f
+    } else if mxcsr & !(mxcsr >> 7) & OVERFLOW_UNDERFLOW != 0 {
+        PRECISION
+    } else {
+        0
+    }
+}
+
 /// iced's flags as RFLAGS bits.
 fn rflags(bits: u32) -> u64 {
     [

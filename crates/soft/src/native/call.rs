@@ -2,7 +2,7 @@
 
 use std::arch::asm;
 
-use super::form::{Native, Unit};
+use super::form::Native;
 use super::state::{EXCEPTION_FLAGS, ExtendedState, MXCSR_DEFAULT, MXCSR_MASKS};
 use super::stub::Slot;
 use crate::cpu::rflags::{ARITHMETIC, FIXED};
@@ -11,6 +11,8 @@ use crate::cpu::rflags::{ARITHMETIC, FIXED};
 const FLUSH_TO_ZERO: u32 = 1 << 15;
 /// MXCSR: mask of the underflow exception.
 const UNDERFLOW_MASK: u32 = 1 << 11;
+/// UE.
+const UNDERFLOW: u32 = 1 << 4;
 /// IE, DE, ZE: found before a result is computed.
 const BEFORE_COMPUTATION: u32 = 7;
 
@@ -41,19 +43,13 @@ impl Native {
         memory: *mut u8,
     ) -> Result<u64, SimdException> {
         let shape = &self.form.shape;
-        match self.form.unit {
-            Unit::Mmx | Unit::MmxSse => state.x87.enter_mmx(),
-            Unit::X87 | Unit::Sse | Unit::Avx => {}
-        }
         if shape.flags_in {
             // DF would reach the host's code.
             state.flags_in = flags & ARITHMETIC | FIXED;
         }
         if !shape.mxcsr {
             // SAFETY: as this function's.
-            let flags = unsafe { self.enter(gpr, state, memory) };
-            self.finish_mmx(state);
-            return Ok(flags);
+            return Ok(unsafe { self.enter(gpr, state, memory) });
         }
         if state.mxcsr & MXCSR_MASKS != MXCSR_MASKS {
             // SAFETY: as this function's.
@@ -64,7 +60,6 @@ impl Native {
         let flags = unsafe { self.enter(gpr, state, memory) };
         state.mxcsr = state.mxcsr_out;
         restore_mxcsr(state.mxcsr_in);
-        self.finish_mmx(state);
         Ok(flags)
     }
 
@@ -94,15 +89,27 @@ impl Native {
         // long as the longest vector.
         let flags = unsafe { self.enter(gpr, state, target) };
         restore_mxcsr(state.mxcsr_in);
-        let raised = state.mxcsr_out & EXCEPTION_FLAGS;
+        let mut raised = state.mxcsr_out & EXCEPTION_FLAGS;
+        if self.form.half_results {
+            // VCVTPS2PH does not flush.
+            let destination = state.ymm[usize::from(self.registers[0] & 15)];
+            let result = if writes { &buffer[..] } else { &destination[..16] };
+            raised |= if has_tiny_half(result) { UNDERFLOW } else { 0 };
+        }
         if raised & unmasked != 0 {
             let seen = if raised & unmasked & BEFORE_COMPUTATION != 0 {
                 raised & BEFORE_COMPUTATION
             } else {
+                // With an unmasked overflow or underflow PE may be set though
+                // the result was exact: the masked response never is.
                 raised
             };
             (*gpr, *state) = before;
             state.mxcsr |= seen;
+            if self.form.shape.mmx() {
+                // Even then, as the host has it.
+                state.x87.enter_mmx();
+            }
             return Err(SimdException);
         }
         if writes {
@@ -111,17 +118,7 @@ impl Native {
             unsafe { std::ptr::copy_nonoverlapping(buffer.as_ptr(), memory, size) };
         }
         state.mxcsr = mxcsr | raised;
-        self.finish_mmx(state);
         Ok(flags)
-    }
-
-    /// Results in MMX registers have an exponent of all ones.
-    fn finish_mmx(&self, state: &mut ExtendedState) {
-        for (operand, register) in self.form.shape.slots.iter().zip(self.registers) {
-            if operand.slot == Slot::Mmx && operand.store {
-                state.x87.st[usize::from(register & 7)][8..10].fill(0xff);
-            }
-        }
     }
 
     /// # Safety
@@ -133,6 +130,9 @@ impl Native {
         state: &mut ExtendedState,
         memory: *mut u8,
     ) -> u64 {
+        if self.form.shape.mmx() {
+            state.x87.enter_mmx();
+        }
         let mut slot = |n: usize| -> *mut u8 {
             let register = self.registers[n];
             match self.form.shape.slots[n].slot {
@@ -152,8 +152,30 @@ impl Native {
         // arise: SIMD exceptions are masked, x87 ones are deferred to a
         // waiting instruction and FNINIT discards them, and the host has the
         // instruction.
-        unsafe { (self.form.entry)(slots[0], slots[1], slots[2], slots[3], memory, state) }
+        let flags =
+            unsafe { (self.form.entry)(slots[0], slots[1], slots[2], slots[3], memory, state) };
+        if self.form.shape.mmx() {
+            self.finish_mmx(state);
+        }
+        flags
     }
+
+    /// Results in MMX registers have an exponent of all ones.
+    fn finish_mmx(&self, state: &mut ExtendedState) {
+        for (operand, register) in self.form.shape.slots.iter().zip(self.registers) {
+            if operand.slot == Slot::Mmx && operand.store {
+                state.x87.st[usize::from(register & 7)][8..10].fill(0xff);
+            }
+        }
+    }
+}
+
+/// Some of the half-precision numbers in `bytes` is denormal.
+fn has_tiny_half(bytes: &[u8]) -> bool {
+    bytes.chunks_exact(2).any(|half| {
+        let magnitude = u16::from_le_bytes([half[0], half[1]]) & 0x7fff;
+        magnitude != 0 && magnitude < 0x400
+    })
 }
 
 /// Puts the host's MXCSR back if an instruction ran with other rounding,

@@ -95,6 +95,16 @@ pub fn host_has_avx() -> bool {
     HOST.iter().any(|(feature, _)| *feature == CpuidFeature::AVX)
 }
 
+/// The host's vendor is AMD, or Hygon, whose processors are AMD's design.
+pub fn host_is_amd() -> bool {
+    static AMD: LazyLock<bool> = LazyLock::new(|| {
+        let leaf = std::arch::x86_64::__cpuid(0);
+        let name = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat();
+        name == b"AuthenticAMD" || name == b"HygonGenuine"
+    });
+    *AMD
+}
+
 /// XCR0 bits a guest may set: x87 and SSE, and AVX if the host has it.
 pub fn xcr0() -> u64 {
     if host_has_avx() { 7 } else { 3 }

@@ -67,8 +67,8 @@ pub struct Form {
     pub size: u8,
     /// Alignment the memory operand must have, in bytes; else #GP(0).
     pub alignment: u8,
-    /// The x87 opcode as FOP has it; 0 for others.
-    pub fop: u16,
+    /// The results are half-precision numbers.
+    pub(super) half_results: bool,
 }
 
 impl Form {
@@ -154,8 +154,7 @@ pub fn lookup(instruction: &Instruction) -> Option<Native> {
 /// Which unit runs `instruction` natively, if one does.
 fn unit(instruction: &Instruction) -> Option<Unit> {
     use iced_x86::OpCodeOperandKind::{
-        mm_or_mem, mm_reg, mm_rm, xmm_or_mem, xmm_reg, xmm_rm, xmm_vvvv, ymm_or_mem, ymm_reg,
-        ymm_rm, ymm_vvvv,
+        xmm_or_mem, xmm_reg, xmm_rm, xmm_vvvv, ymm_or_mem, ymm_reg, ymm_rm, ymm_vvvv,
     };
     let code = instruction.code();
     if !features::supports(code) || features::is_emulated(code) {
@@ -164,8 +163,11 @@ fn unit(instruction: &Instruction) -> Option<Unit> {
     if features::is_x87(code) {
         return Some(Unit::X87);
     }
+    // CVTPI2PS and CVTPI2PD from memory do not touch the MMX registers.
+    let mmx = (0..instruction.op_count()).any(|n| {
+        instruction.op_kind(n) == OpKind::Register && instruction.op_register(n).is_mm()
+    });
     let kinds = code.op_code().op_kinds();
-    let mmx = kinds.iter().any(|kind| matches!(kind, mm_reg | mm_rm | mm_or_mem));
     let vector = kinds.iter().any(|kind| {
         matches!(
             kind,
@@ -300,10 +302,10 @@ impl<'a> Analysis<'a> {
             Blendvps | Blendvpd | Pblendvb | Sha256rnds2 => {
                 slots[3] = always(Slot::ImplicitXmm0);
             }
-            Pcmpestri | Pcmpistri | Vpcmpestri | Vpcmpistri => {
+            Pcmpestri | Pcmpestri64 | Pcmpistri | Vpcmpestri | Vpcmpestri64 | Vpcmpistri => {
                 slots[3] = stored(Slot::Compare);
             }
-            Pcmpestrm | Pcmpistrm | Vpcmpestrm | Vpcmpistrm => {
+            Pcmpestrm | Pcmpestrm64 | Pcmpistrm | Vpcmpestrm | Vpcmpestrm64 | Vpcmpistrm => {
                 slots[2] = stored(Slot::ImplicitXmm0);
                 slots[3] = always(Slot::Compare);
             }
@@ -337,7 +339,7 @@ impl<'a> Analysis<'a> {
             access: self.access,
             size: size as u8,
             alignment: self.alignment(size),
-            fop: 0,
+            half_results: self.instruction.mnemonic() == Mnemonic::Vcvtps2ph,
         }
     }
 
@@ -346,15 +348,17 @@ impl<'a> Analysis<'a> {
         use Mnemonic::*;
         let mnemonic = self.instruction.mnemonic();
         let required = match self.unit {
-            Unit::X87 | Unit::Mmx | Unit::MmxSse => false,
-            Unit::Sse => {
-                size == 16
-                    && !matches!(
-                        mnemonic,
-                        Movups | Movupd | Movdqu | Lddqu | Pcmpestri | Pcmpestrm | Pcmpistri
-                            | Pcmpistrm
-                    )
-            }
+            Unit::X87 | Unit::Mmx => false,
+            // CVTPD2PI and CVTTPD2PI.
+            Unit::MmxSse => size == 16,
+            Unit::Sse => match mnemonic {
+                Movups | Movupd | Movdqu | Lddqu | Pcmpestri | Pcmpestri64 | Pcmpestrm
+                | Pcmpestrm64 | Pcmpistri | Pcmpistrm => false,
+                // AMD's SHA extensions take any address.
+                Sha1msg1 | Sha1msg2 | Sha1nexte | Sha1rnds4 | Sha256msg1 | Sha256msg2
+                | Sha256rnds2 => !features::host_is_amd(),
+                _ => size == 16,
+            },
             Unit::Avx => matches!(
                 mnemonic,
                 Vmovaps | Vmovapd | Vmovdqa | Vmovntps | Vmovntpd | Vmovntdq | Vmovntdqa

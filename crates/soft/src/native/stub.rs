@@ -64,6 +64,13 @@ pub struct StubShape {
     pub avx: bool,
 }
 
+impl StubShape {
+    /// MMX registers are among the operands, so x87 becomes MMX state.
+    pub fn mmx(&self) -> bool {
+        self.slots.iter().any(|s| s.slot == Slot::Mmx)
+    }
+}
+
 /// Encodings of rdi, rsi, rdx, rcx, which hold the slot pointers.
 const POINTERS: [u8; 4] = [7, 6, 2, 1];
 
@@ -136,7 +143,7 @@ pub fn assemble(shape: &StubShape, instruction: &[u8]) -> Vec<u8> {
         code.bytes(&[0x49, 0x0f, 0xae, 0x01]); // fxsave64 [r9]
         code.bytes(&[0xdb, 0xe3]); // fninit
     }
-    if shape.slots.iter().any(|s| s.slot == Slot::Mmx) {
+    if shape.mmx() {
         code.bytes(&[0x0f, 0x77]); // emms
     }
     if shape.avx {
