@@ -34,7 +34,8 @@ pub fn is_covered(code: Code) -> bool {
         && excluded(code).is_none()
 }
 
-fn host_has(feature: CpuidFeature) -> bool {
+/// The host has `feature`, one of those that are tested.
+pub(super) fn host_has(feature: CpuidFeature) -> bool {
     use CpuidFeature as F;
     match feature {
         F::INTEL8086 | F::INTEL186 | F::INTEL286 | F::INTEL386 | F::INTEL486 | F::X64 | F::CMOV

@@ -1,6 +1,6 @@
 //! Runs cases on both sides and compares.
 
-use iced_x86::{Code, Decoder, DecoderOptions, Instruction};
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction};
 
 use super::{
     DATA_BYTES, Fault, Generated, MachineState, Oracle, READ_ONLY, READ_WRITE, Random, START,
@@ -76,16 +76,24 @@ pub fn run(
         if failed[first] {
             continue;
         }
-        let length = 1 + random.below(longest as u64) as usize;
+        let length = if continues(codes[first]) {
+            1 + random.below(longest as u64) as usize
+        } else {
+            1
+        };
         let mut generated = Vec::with_capacity(length);
+        let mut chain = undefined::Chain::default();
         for n in 0..length {
             let code = if n == 0 { codes[first] } else { random.pick(codes) };
+            if n > 0 && !continues(code) {
+                continue;
+            }
             // Some choices of operands have no encoding: AH beside REX.
             let made = (0..16).find_map(|_| generate::instruction(code, &mut random));
             match made {
-                Some(made) => generated.push(made),
+                Some(made) if length == 1 || chain.accepts(&made.bytes) => generated.push(made),
                 None if n == 0 => missing[first] += 1,
-                None => {}
+                _ => {}
             }
         }
         if generated.is_empty() {
@@ -108,6 +116,14 @@ pub fn run(
         .map(|(code, _)| *code)
         .collect();
     Ok(tester.summary)
+}
+
+/// Whether what follows in memory is what runs next: a jump into the middle of
+/// an instruction could be a jump to anything.
+fn continues(code: Code) -> bool {
+    let mut instruction = Instruction::default();
+    instruction.set_code(code);
+    instruction.flow_control() == FlowControl::Next
 }
 
 struct Tester<'a> {
@@ -169,7 +185,6 @@ impl Tester<'_> {
             bytes: &bytes,
             instructions: &instructions,
             state,
-            before: &self.before,
             differences: &differences,
             host: &host,
             soft: &soft,

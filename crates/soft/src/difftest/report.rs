@@ -11,7 +11,6 @@ pub struct Case<'a> {
     pub bytes: &'a [u8],
     pub instructions: &'a [Instruction],
     pub state: &'a MachineState,
-    pub before: &'a [u8],
     pub differences: &'a [String],
     pub host: &'a Outcome,
     pub soft: &'a Outcome,

@@ -1,6 +1,6 @@
 //! What the manuals leave undefined, and so need not be equal.
 
-use iced_x86::{Instruction, Mnemonic, RflagsBits};
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, RflagsBits};
 
 /// RFLAGS bits that `instruction` leaves undefined, as a mask in RFLAGS. The
 /// table of undefined flags is SDM vol. 1, appendix A.2, by way of iced's;
@@ -41,6 +41,34 @@ pub fn result(instruction: &Instruction, rcx: u64) -> bool {
             count & 31 > 16
         }
         _ => false,
+    }
+}
+
+/// The instructions of a sequence so far: one that reads what an earlier one
+/// left undefined has no defined result.
+#[derive(Debug, Default)]
+pub struct Chain {
+    undefined: u64,
+}
+
+impl Chain {
+    /// Whether an instruction can follow; if so, it is counted in.
+    pub fn accepts(&mut self, bytes: &[u8]) -> bool {
+        use Mnemonic::*;
+        let instruction = Decoder::with_ip(64, bytes, 0, DecoderOptions::NONE).decode();
+        let reads = rflags(instruction.rflags_read());
+        if reads & self.undefined != 0 || matches!(instruction.mnemonic(), Shld | Shrd) {
+            return false;
+        }
+        let may_write_nothing = matches!(
+            instruction.mnemonic(),
+            Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr
+        ) || instruction.is_string_instruction();
+        if !may_write_nothing {
+            self.undefined &= !rflags(instruction.rflags_modified());
+        }
+        self.undefined |= flags(&instruction);
+        true
     }
 }
 

@@ -110,6 +110,18 @@ pub fn xcr0() -> u64 {
     if host_has_avx() { 7 } else { 3 }
 }
 
+/// Whether a processor with these CPUID registers has all of the features in
+/// this list that `code` needs.
+pub fn offered(code: Code, cpuid: impl Fn(u32, u32) -> [u32; 4]) -> bool {
+    code.cpuid_features().iter().all(|feature| {
+        let known = FEATURES.iter().find(|(known, ..)| known == feature);
+        known.is_none_or(|(_, bit, _)| {
+            let word = cpuid(bit.leaf, bit.subleaf)[usize::from(bit.register & 3)];
+            word >> bit.bit & 1 != 0
+        })
+    })
+}
+
 /// The host has every feature that `code` needs, and it is one of those in
 /// this list.
 pub fn supports(code: Code) -> bool {

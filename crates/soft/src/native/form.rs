@@ -76,6 +76,11 @@ impl Form {
     pub const fn writes_flags(&self) -> bool {
         self.shape.flags_out
     }
+
+    /// The arithmetic flags are operands.
+    pub const fn reads_flags(&self) -> bool {
+        self.shape.flags_in
+    }
 }
 
 /// An instruction, ready to run: its form and its register numbers.
