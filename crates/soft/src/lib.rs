@@ -22,4 +22,8 @@
 
 pub mod cpu;
 pub mod flags;
+pub mod interrupt;
+pub mod segment;
+mod stack;
+pub mod system;
 pub mod trap;
