@@ -90,9 +90,9 @@ impl Cpu {
     /// CR2, DR6: what an exception leaves behind before it is delivered.
     fn record(&mut self, exception: Exception) {
         match exception {
-            Exception::PageFault { address, .. } => self.cr2 = address,
+            Exception::PageFault { .. } => self.cr2 = self.fault_address,
             Exception::Debug(bits) => {
-                self.debug.dr6 |= bits;
+                self.debug.dr6 |= u64::from(bits);
                 self.debug.dr7 &= !DR7_GD;
             }
             _ => {}
@@ -107,8 +107,8 @@ impl Cpu {
                 Ok(()) => return Ok(()),
                 Err(Trap::Exception(next)) => next,
                 // A stack or table in device memory: nothing sensible runs there.
-                Err(Trap::Exit(exit)) => {
-                    tracing::warn!(?exit, rip = self.rip, "event delivery left RAM");
+                Err(Trap::Exit) => {
+                    tracing::warn!(exit = ?self.exit, rip = self.rip, "event delivery left RAM");
                     return Err(Trap::TripleFault);
                 }
                 Err(trap) => return Err(trap),

@@ -20,10 +20,22 @@
 //! a log, and the operation runs again from its start with the log at hand
 //! ([`mmio`]); so no operation needs to be cut in two.
 
+mod buslock;
+mod cache;
+pub mod counters;
 pub mod cpu;
+mod decode;
+mod exec;
 pub mod flags;
 pub mod interrupt;
+mod mmio;
+pub mod mmu;
+mod operation;
+mod pending;
+pub mod scalar;
 pub mod segment;
 mod stack;
 pub mod system;
+#[cfg(any(test, feature = "difftest"))]
+pub mod testing;
 pub mod trap;

@@ -91,6 +91,33 @@ impl Stack {
         self.move_to(self.pointer.wrapping_add(bytes) & self.mask);
     }
 
+    /// Points elsewhere in the same segment.
+    pub(crate) fn move_pointer(&mut self, pointer: u64) {
+        self.pointer = pointer;
+    }
+
+    /// Moves down one word without writing.
+    pub(crate) fn retreat(&mut self, width: u8) {
+        self.retreat_by(width.into());
+    }
+
+    /// Moves down without writing.
+    pub(crate) fn retreat_by(&mut self, bytes: u64) {
+        self.move_to(self.pointer.wrapping_sub(bytes) & self.mask);
+    }
+
+    /// Reads the word the pointer is at.
+    pub(crate) fn peek(&self, cpu: &mut Cpu, width: u8) -> Exec<u64> {
+        let mut copy = Self { ..*self };
+        copy.pop(cpu, width)
+    }
+
+    /// Faults unless the word the pointer is at may be written.
+    pub(crate) fn probe(&self, cpu: &mut Cpu, width: u8) -> Exec {
+        let address = self.locate(self.pointer & self.mask, width)?;
+        cpu.check_writable(address, width.into(), self.access)
+    }
+
     /// Makes the pointer the processor's.
     pub(crate) fn commit(self, cpu: &mut Cpu) {
         cpu.gpr[gpr::RSP] = self.pointer;
