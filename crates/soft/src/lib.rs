@@ -20,9 +20,32 @@
 //! a log, and the operation runs again from its start with the log at hand
 //! ([`mmio`]); so no operation needs to be cut in two.
 
+mod apic;
+mod buslock;
+mod cache;
+mod clock;
+pub mod counters;
 pub mod cpu;
+mod cpuid;
+mod decode;
 #[cfg(any(test, feature = "difftest"))]
 pub mod difftest;
+mod exec;
 pub mod flags;
+pub mod interrupt;
+mod mailbox;
+mod mmio;
+pub mod mmu;
+mod msr;
 pub mod native;
+mod operation;
+mod partition;
+pub mod scalar;
+pub mod segment;
+mod stack;
+mod state;
+pub mod system;
+#[cfg(any(test, feature = "difftest"))]
+pub mod testing;
 pub mod trap;
+mod vcpu;
