@@ -10,23 +10,25 @@ use favo_accel::cpuid::CpuidTable;
 use iced_x86::{Instruction, Mnemonic};
 
 use super::operand;
-use crate::cpu::CodeSize;
+use crate::cpu::{CodeSize, Cpu};
+use crate::exec::vector;
 use crate::exec::system as exec;
 use crate::operation::{Handler, Operation};
 
 /// The operation for an instruction, given its bytes. One that the processor
 /// does not have becomes #UD when it is executed.
 pub(super) fn operation(
-    cpuid: &CpuidTable,
+    cpu: &Cpu,
     instruction: &Instruction,
-    _bytes: &[u8],
-    size: CodeSize,
+    bytes: &[u8],
 ) -> Operation {
+    let (cpuid, size) = (&cpu.cpuid, cpu.code_size);
     let mut operation = operand::resolve(instruction, size, exec::undefined);
     let handler = if !feature::available(cpuid, instruction) {
         None
     } else {
         handler(cpuid, instruction, &mut operation, size)
+            .or_else(|| vector::prepare(cpu, instruction, bytes, &mut operation))
     };
     operation.handler = match (handler, instruction.mnemonic()) {
         (Some(handler), _) => handler,
