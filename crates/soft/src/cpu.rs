@@ -257,59 +257,6 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// A processor on `memory` that says `cpuid` of itself, in real mode at
-    /// the reset vector (SDM vol. 3, table 10-1). Boxed: it is large and
-    /// never moves.
-    pub fn new(memory: favo_accel::GuestMemory, cpuid: CpuidTable) -> Box<Self> {
-        let real = |access| Segment { selector: 0, base: 0, limit: 0xffff, access };
-        let mut segments = [real(0x93); 6];
-        segments[SegmentRegister::Cs as usize] =
-            Segment { selector: 0xf000, base: 0xffff_0000, limit: 0xffff, access: 0x9b };
-        let table = DescriptorTable { base: 0, limit: 0xffff };
-        let mut gpr = [0; 17];
-        gpr[gpr::RDX] = cpuid.get(1, 0).eax.into();
-        let mut cpu = Box::new(Self {
-            gpr,
-            operations_left: 0,
-            rip: 0xfff0,
-            arithmetic: ArithmeticFlags::default(),
-            system_flags: 0,
-            segments,
-            code_size: CodeSize::Bits16,
-            cpl: 0,
-            long_mode: false,
-            ldtr: real(0x82),
-            tr: real(0x8b),
-            gdtr: table,
-            idtr: table,
-            cr0: 0x6000_0010,
-            cr2: 0,
-            cr3: 0,
-            cr4: 0,
-            efer: 0,
-            xcr0: 1,
-            debug: DebugRegisters::default(),
-            msrs: Msrs::default(),
-            shadow: InterruptShadow::None,
-            nmi_masked: false,
-            fault_address: 0,
-            exit: favo_accel::VcpuExit::Interrupted,
-            breakpoint_hits: 0,
-            log: AccessLog::default(),
-            limits: Limits::from_cpuid(&cpuid),
-            cpuid,
-            bases: [0; 7],
-            mmu: Mmu::new(memory),
-            cache: BlockCache::default(),
-            counters: Counters::default(),
-        });
-        cpu.set_rflags_masked(0, u64::MAX);
-        cpu.update_mode();
-        cpu
-    }
-}
-
-impl Cpu {
     /// Processor `id` with nothing loaded: a state must follow.
     pub(crate) fn new(id: u32, cpuid: CpuidTable, shared: Arc<Shared>) -> Self {
         let reset = favo_accel::state::VcpuState::power_on(id, 0);

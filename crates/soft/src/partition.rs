@@ -58,7 +58,7 @@ mod mode {
 }
 
 impl Shared {
-    fn new(config: PartitionConfig) -> Self {
+    pub(crate) fn new(config: PartitionConfig) -> Self {
         let khz = tsc_khz();
         Self {
             memory: config.memory,

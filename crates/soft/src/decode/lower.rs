@@ -11,7 +11,7 @@ use iced_x86::{Instruction, Mnemonic};
 
 use super::operand;
 use crate::cpu::CodeSize;
-use crate::exec::system as exec;
+use crate::exec::{system as exec, vector};
 use crate::operation::{Handler, Operation};
 
 /// The operation for an instruction, given its bytes. One that the processor
@@ -19,14 +19,14 @@ use crate::operation::{Handler, Operation};
 pub(super) fn operation(
     cpuid: &CpuidTable,
     instruction: &Instruction,
-    _bytes: &[u8],
+    bytes: &[u8],
     size: CodeSize,
 ) -> Operation {
     let mut operation = operand::resolve(instruction, size, exec::undefined);
     let handler = if !feature::available(cpuid, instruction) {
         None
     } else {
-        handler(cpuid, instruction, &mut operation, size)
+        handler(cpuid, instruction, bytes, &mut operation, size)
     };
     operation.handler = match (handler, instruction.mnemonic()) {
         (Some(handler), _) => handler,
@@ -44,6 +44,7 @@ pub(super) fn operation(
 fn handler(
     cpuid: &CpuidTable,
     instruction: &Instruction,
+    bytes: &[u8],
     operation: &mut Operation,
     size: CodeSize,
 ) -> Option<Handler> {
@@ -51,4 +52,5 @@ fn handler(
         .or_else(|| flow::handler(instruction, operation))
         .or_else(|| bits::handler(cpuid, instruction, operation))
         .or_else(|| system::handler(instruction, operation, size))
+        .or_else(|| vector::prepare(cpuid, instruction, bytes, operation))
 }

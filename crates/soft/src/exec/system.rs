@@ -147,7 +147,7 @@ pub(crate) fn read_control(cpu: &mut Cpu, op: &Operation) -> Exec {
         2 => cpu.cr2,
         3 => cpu.cr3,
         4 => cpu.cr4,
-        8 => cpu.cr8(),
+        8 => cpu.apic.cr8(),
         _ => return Err(UD),
     };
     write_wide(cpu, op.first, value);
@@ -167,7 +167,7 @@ pub(crate) fn write_control(cpu: &mut Cpu, op: &Operation) -> Exec {
             if value > 15 {
                 return Err(GP0);
             }
-            cpu.set_cr8(value);
+            cpu.apic.set_cr8(value);
         }
         _ => return Err(UD),
     }
