@@ -257,21 +257,8 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// A processor on `memory` that says `cpuid` of itself, in real mode at
-    /// the reset vector (SDM vol. 3, table 10-1). Boxed: it is large and
-    /// never moves.
-    pub fn new(memory: favo_accel::GuestMemory, cpuid: CpuidTable) -> Box<Self> {
-        let signature = cpuid.get(1, 0).eax;
-        let shared = Arc::new(Shared::new(favo_accel::PartitionConfig { vcpus: 1, memory }));
-        let mut cpu = Box::new(Self::in_partition(0, cpuid, shared));
-        cpu.load(&favo_accel::state::VcpuState::power_on(0, signature));
-        cpu
-    }
-}
-
-impl Cpu {
     /// Processor `id` with nothing loaded: a state must follow.
-    pub(crate) fn in_partition(id: u32, cpuid: CpuidTable, shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(id: u32, cpuid: CpuidTable, shared: Arc<Shared>) -> Self {
         let reset = favo_accel::state::VcpuState::power_on(id, 0);
         Self {
             gpr: [0; 17],

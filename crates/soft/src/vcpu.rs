@@ -60,7 +60,7 @@ impl SoftVcpu {
     ) -> Result<Self, AccelError> {
         crate::native::initialize()
             .map_err(|error| AccelError::Unsupported(error.to_string()))?;
-        let cpu = Cpu::in_partition(id.0, cpuid, shared.clone());
+        let cpu = Cpu::new(id.0, cpuid, shared.clone());
         let mut vcpu = Self {
             id,
             cpu: Box::new(cpu),

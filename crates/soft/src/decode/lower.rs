@@ -11,8 +11,7 @@ use iced_x86::{Instruction, Mnemonic};
 
 use super::operand;
 use crate::cpu::{CodeSize, Cpu};
-use crate::exec::vector;
-use crate::exec::system as exec;
+use crate::exec::{system as exec, vector};
 use crate::operation::{Handler, Operation};
 
 /// The operation for an instruction, given its bytes. One that the processor
@@ -27,8 +26,7 @@ pub(super) fn operation(
     let handler = if !feature::available(cpuid, instruction) {
         None
     } else {
-        handler(cpuid, instruction, &mut operation, size)
-            .or_else(|| vector::prepare(cpu, instruction, bytes, &mut operation))
+        handler(cpuid, instruction, bytes, &mut operation, size)
     };
     operation.handler = match (handler, instruction.mnemonic()) {
         (Some(handler), _) => handler,
@@ -46,6 +44,7 @@ pub(super) fn operation(
 fn handler(
     cpuid: &CpuidTable,
     instruction: &Instruction,
+    bytes: &[u8],
     operation: &mut Operation,
     size: CodeSize,
 ) -> Option<Handler> {
@@ -53,4 +52,5 @@ fn handler(
         .or_else(|| flow::handler(instruction, operation))
         .or_else(|| bits::handler(cpuid, instruction, operation))
         .or_else(|| system::handler(instruction, operation, size))
+        .or_else(|| vector::prepare(cpuid, instruction, bytes, operation))
 }

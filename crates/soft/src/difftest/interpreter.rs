@@ -1,8 +1,10 @@
 //! The interpreter as an [`Engine`]: a processor in user mode whose page
 //! tables map the test's pages where the oracle has them.
 
+use std::sync::Arc;
+
 use favo_accel::cpuid::{CpuidTable, host};
-use favo_accel::{GuestMemory, MemoryBacking};
+use favo_accel::{GuestMemory, MemoryBacking, PartitionConfig};
 use favo_types::{ByteCount, GuestAddress};
 
 use super::{
@@ -10,6 +12,7 @@ use super::{
     START,
 };
 use crate::cpu::{Cpu, Segment, cr0, cr4, efer};
+use crate::partition::Shared;
 use crate::native::{self, ExtendedState};
 use crate::trap::{Exception, Trap};
 
@@ -46,7 +49,7 @@ impl Interpreter {
             MemoryBacking::Anonymous,
         )?;
         map_pages(&memory)?;
-        let mut cpu = Cpu::new(memory.clone(), host_cpuid());
+        let mut cpu = Box::new(processor(memory.clone()));
         enter_user_mode(&mut cpu);
         Ok(Self { cpu, memory, code_length: 0 })
     }
@@ -108,6 +111,11 @@ fn host_cpuid() -> CpuidTable {
         }
     }
     table
+}
+
+fn processor(memory: GuestMemory) -> Cpu {
+    let config = PartitionConfig { vcpus: 1, memory };
+    Cpu::new(0, host_cpuid(), Arc::new(Shared::new(config)))
 }
 
 fn enter_user_mode(cpu: &mut Cpu) {

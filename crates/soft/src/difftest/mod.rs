@@ -12,21 +12,21 @@
 
 mod generate;
 mod harness;
-//mod interpreter;
+mod interpreter;
 mod oracle;
 mod random;
 mod report;
-//mod table;
+mod table;
 mod undefined;
 
 use favo_accel::state::FpuState;
 
 pub use generate::{Generated, codes, excluded, instruction, is_covered, state};
 pub use harness::{Engine, Failure, Outcome, Summary, run};
-//pub use interpreter::Interpreter;
+pub use interpreter::Interpreter;
 pub use oracle::Oracle;
 pub use random::Random;
-//pub use table::missing;
+pub use table::missing;
 
 /// Linear address of the pages with code: readable, writable, executable.
 pub const CODE: u64 = 0x1000_0000;
