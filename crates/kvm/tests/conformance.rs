@@ -1,0 +1,19 @@
+//! The conformance suite on this host's KVM. `CONFORMANCE=words` runs only the
+//! cases whose name contains it.
+
+use favo_accel::conformance;
+use favo_kvm::KvmAccelerator;
+
+#[test]
+fn every_tiny_guest_runs_as_on_a_processor() {
+    let accelerator = match KvmAccelerator::open() {
+        Ok(accelerator) => accelerator,
+        Err(reason) => {
+            println!("skipped: {reason}");
+            return;
+        }
+    };
+    let filter = std::env::var("CONFORMANCE").unwrap_or_default();
+    let failed = conformance::run_all(&accelerator, &filter);
+    assert!(failed.is_empty(), "failed: {failed:?}");
+}
