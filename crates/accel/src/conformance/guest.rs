@@ -30,6 +30,8 @@ pub(super) const REPORT: u16 = 0x500;
 pub(super) const DONE: u16 = 0x510;
 /// A dword written here asks the case to do something.
 pub(super) const SYNC: u16 = 0x520;
+/// A write here does nothing but exit and come back.
+pub(super) const IDLE: u16 = 0x530;
 
 pub(super) const RAM: u64 = 4 << 20;
 pub(super) const GDT: u64 = 0x1000;
@@ -374,6 +376,24 @@ pub(super) fn sync(a: &mut CodeAssembler, step: u32) -> Result<(), IcedError> {
     a.mov(eax, step)?;
     a.mov(dx, u32::from(SYNC))?;
     a.out(dx, eax)
+}
+
+/// Lets interrupts in for a while: long enough for several, also where an
+/// engine looks for them only when it comes back from an exit. Changes DX.
+pub(super) fn window(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.sti()?;
+    a.nop()?;
+    idle(a)?;
+    a.cli()
+}
+
+/// Exits a few times, for nothing; changes DX.
+pub(super) fn idle(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.mov(dx, u32::from(IDLE))?;
+    for _ in 0..8 {
+        a.out(dx, al)?;
+    }
+    Ok(())
 }
 
 /// Ends the guest.

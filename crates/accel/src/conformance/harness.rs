@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use super::guest::{DONE, Guest, REPORT, SYNC};
+use super::guest::{DONE, Guest, IDLE, REPORT, SYNC};
 use super::{DEADLINE, Failure};
 use crate::cpuid::CpuidTable;
 use crate::engine::{
@@ -219,6 +219,7 @@ impl Machine {
                     value,
                     ..
                 } => self.reports.push(value),
+                VcpuExit::PortWrite { port: IDLE, .. } => {}
                 VcpuExit::PortWrite { port: DONE, .. } => return Ok(()),
                 exit => match answer(&*self.partition, exit)? {
                     Answer::Entry(next) => entry = next,
