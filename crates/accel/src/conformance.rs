@@ -138,6 +138,15 @@ fn expect<T: PartialEq + fmt::Debug>(what: &str, expected: T, seen: T) -> Result
     }
 }
 
+/// `Ok` if `seen` lies in the range.
+fn expect_within(what: &str, range: std::ops::Range<u64>, seen: u64) -> Result<(), Failure> {
+    if range.contains(&seen) {
+        Ok(())
+    } else {
+        Err(Failure::mismatch(what, range, seen))
+    }
+}
+
 /// All cases.
 pub fn cases() -> Vec<Case> {
     [

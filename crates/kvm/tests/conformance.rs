@@ -1,5 +1,6 @@
 //! The conformance suite on this host's KVM. `CONFORMANCE=words` runs only the
-//! cases whose name contains it.
+//! cases whose name contains it; with `REQUIRE_KVM` a host without KVM is a
+//! failure, not a skip.
 
 use favo_accel::conformance;
 use favo_kvm::KvmAccelerator;
@@ -9,6 +10,7 @@ fn every_tiny_guest_runs_as_on_a_processor() {
     let accelerator = match KvmAccelerator::open() {
         Ok(accelerator) => accelerator,
         Err(reason) => {
+            assert!(std::env::var_os("REQUIRE_KVM").is_none(), "{reason}");
             println!("skipped: {reason}");
             return;
         }

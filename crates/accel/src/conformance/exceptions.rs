@@ -446,7 +446,6 @@ fn pending_at_import(accelerator: &dyn Accelerator) -> Result<(), Failure> {
 
 fn segment_limit(accelerator: &dyn Accelerator) -> Result<(), Failure> {
     const FAULT: u64 = EXTRA_CODE + 0x1000;
-    const AFTER: u64 = EXTRA_CODE + 0x2000;
     // Selector 40H: data at DATA, 256 bytes.
     let guest = Guest::protected(|a| {
         a.mov(eax, 0x40)?;
@@ -461,14 +460,12 @@ fn segment_limit(accelerator: &dyn Accelerator) -> Result<(), Failure> {
         a.mov(esi, dword_ptr(edi).fs())?;
         report_constant(a, 0xbad)
     })?;
-    guest.code(32, AFTER, done)?;
     guest.code(32, EXTRA_CODE, |a| {
         a.pop(esi)?;
         report(a, esi)?;
         a.pop(esi)?;
         report(a, esi)?;
-        a.push(AFTER as i32)?;
-        a.iretd()
+        done(a)
     })?;
     guest.gate_32(13, EXTRA_CODE)?;
     guest.put_u64(GDT + 0x40, 0x0040_9300_0000_00ff | (DATA & 0xff_ffff) << 16)?;
