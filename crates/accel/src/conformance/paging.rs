@@ -27,7 +27,8 @@ pub(super) const CASES: &[Case] = &[
     Case::new("paging/cr3-switch", cr3_switch),
     Case::new("paging/global-pages", global_pages),
     Case::new("paging/pcid", pcid),
-    Case::new("paging/access-across-two-pages", across_pages),
+    Case::new("paging/access-across-two-pages", across_pages)
+        .excused("its instruction emulator writes the first page before it checks the second"),
 ];
 
 const PERMISSIONS: &str = "it does not enforce every permission";
@@ -119,7 +120,11 @@ fn accessed_and_dirty(accelerator: &dyn Accelerator) -> Result<(), Failure> {
         }
         other => Err(unexpected(other)),
     })?;
-    expect("after a read and a write", ACCESSED | DIRTY, bits(entries[0])?)?;
+    expect(
+        "after a read and a write",
+        ACCESSED | DIRTY,
+        bits(entries[0])?,
+    )?;
     // The entries above are accessed, and never dirty.
     let top = guest.u64_at(PML4 + 8 * (HERE >> 39 & 0x1ff))?;
     expect("the top entry", ACCESSED, top & (ACCESSED | DIRTY))
@@ -204,13 +209,7 @@ fn no_execute(accelerator: &dyn Accelerator) -> Result<(), Failure> {
     guest.map(HERE, DATA, 4096, RW | NO_EXECUTE)?;
     guest.map(HERE + 0x1000, DATA, 4096, RW)?;
     guest.state.control.efer |= 1 << 11;
-    Machine::new(accelerator, &guest)?.expect_reports(&[
-        1,
-        EXCEPTION | 14,
-        0x11,
-        0,
-        HERE as u32,
-    ])
+    Machine::new(accelerator, &guest)?.expect_reports(&[1, EXCEPTION | 14, 0x11, 0, HERE as u32])
 }
 
 /// Jumps to RDI, where the fetch faults.
@@ -290,7 +289,10 @@ fn set_entry(a: &mut CodeAssembler, entry: u64, value: u64) -> Result<(), IcedEr
 
 /// Two pages of data, 1 and 2 in their first words, and a page mapped to the
 /// first at `HERE`.
-fn two_pages(flags: u64, code: impl FnOnce(&mut CodeAssembler, u64) -> Result<(), IcedError>) -> Result<Guest, Failure> {
+fn two_pages(
+    flags: u64,
+    code: impl FnOnce(&mut CodeAssembler, u64) -> Result<(), IcedError>,
+) -> Result<Guest, Failure> {
     let mut guest = Guest::long(done)?;
     let entry = guest.map(HERE, DATA, 4096, RW | flags)?;
     guest.put(DATA, &1_u32.to_le_bytes())?;
@@ -318,14 +320,7 @@ fn invlpg(accelerator: &dyn Accelerator) -> Result<(), Failure> {
         faulting(a, |a| a.mov(esi, dword_ptr(rdi)))?;
         done(a)
     })?;
-    Machine::new(accelerator, &guest)?.expect_reports(&[
-        1,
-        2,
-        EXCEPTION | 14,
-        0,
-        0,
-        HERE as u32,
-    ])
+    Machine::new(accelerator, &guest)?.expect_reports(&[1, 2, EXCEPTION | 14, 0, 0, HERE as u32])
 }
 
 fn cr3_switch(accelerator: &dyn Accelerator) -> Result<(), Failure> {
@@ -411,14 +406,15 @@ fn across_pages(accelerator: &dyn Accelerator) -> Result<(), Failure> {
     guest.map(HERE, DATA + 0x3000, 4096, RW)?;
     guest.map(HERE + 0x1000, DATA + 0x2000, 4096, RW)?;
     let mut machine = Machine::new(accelerator, &guest)?;
-    machine.expect_reports(&[
-        0x4433_2211,
-        EXCEPTION | 14,
-        2,
-        0,
-        (HERE + 0x2000) as u32,
-        0,
-    ])?;
-    expect("the first page", 0x33_2211, guest.u64_at(DATA + 0x3ffd)? & 0xff_ffff)?;
-    expect("the second page", 0x88_7766_5544, guest.u64_at(DATA + 0x2000)?)
+    machine.expect_reports(&[0x4433_2211, EXCEPTION | 14, 2, 0, (HERE + 0x2000) as u32, 0])?;
+    expect(
+        "the first page",
+        0x33_2211,
+        guest.u64_at(DATA + 0x3ffd)? & 0xff_ffff,
+    )?;
+    expect(
+        "the second page",
+        0x88_7766_5544,
+        guest.u64_at(DATA + 0x2000)?,
+    )
 }

@@ -62,14 +62,20 @@ fn one_shot_in(apic: ApicMode) -> Result<Guest, Failure> {
 }
 
 fn one_shot(accelerator: &dyn Accelerator) -> Result<(), Failure> {
-    Machine::new(accelerator, &one_shot_in(ApicMode::XApic)?)?
-        .expect_reports(&[INTERRUPT | 0x41, 1, 0])
+    Machine::new(accelerator, &one_shot_in(ApicMode::XApic)?)?.expect_reports(&[
+        INTERRUPT | 0x41,
+        1,
+        0,
+    ])
 }
 
 fn one_shot_x2apic(accelerator: &dyn Accelerator) -> Result<(), Failure> {
     X2APIC.require(accelerator)?;
-    Machine::new(accelerator, &one_shot_in(ApicMode::X2Apic)?)?
-        .expect_reports(&[INTERRUPT | 0x41, 1, 0])
+    Machine::new(accelerator, &one_shot_in(ApicMode::X2Apic)?)?.expect_reports(&[
+        INTERRUPT | 0x41,
+        1,
+        0,
+    ])
 }
 
 fn periodic(accelerator: &dyn Accelerator) -> Result<(), Failure> {
@@ -87,7 +93,10 @@ fn periodic(accelerator: &dyn Accelerator) -> Result<(), Failure> {
     })?;
     let mut machine = Machine::new(accelerator, &guest)?;
     machine.run_with(|_, exit| Err(unexpected(exit)))?;
-    let ticks = machine.reports.iter().filter(|value| **value == INTERRUPT | 0x41);
+    let ticks = machine
+        .reports
+        .iter()
+        .filter(|value| **value == INTERRUPT | 0x41);
     // A tick may fall between the last wait and the stop.
     expect_within("the ticks", 3..5, ticks.count() as u64)?;
     super::expect("the last report", Some(&1), machine.reports.last())
