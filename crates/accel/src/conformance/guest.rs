@@ -130,7 +130,7 @@ impl Guest {
             access: 0x8b,
         };
         state.segments.ldtr = Segment {
-            access: Segment::UNUSABLE | 0x82,
+            access: Segment::UNUSABLE | 0x02,
             ..Segment::default()
         };
         enable_apic(&mut state, apic);
@@ -164,7 +164,7 @@ impl Guest {
             access: 0x8b,
         };
         state.segments.ldtr = Segment {
-            access: Segment::UNUSABLE | 0x82,
+            access: Segment::UNUSABLE | 0x02,
             ..Segment::default()
         };
         enable_apic(&mut state, ApicMode::XApic);

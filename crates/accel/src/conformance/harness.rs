@@ -16,6 +16,9 @@ use crate::state::VcpuState;
 /// How long a kick may take to work before the engine counts as stuck.
 const KICK_PATIENCE: Duration = Duration::from_secs(5);
 
+/// No guest reports this often; one that faults in a loop does.
+const MANY_REPORTS: usize = 1000;
+
 type Job = Box<dyn FnOnce(&mut dyn Vcpu) + Send>;
 
 /// One processor, owned by its thread. A thread that never comes back is left
@@ -199,7 +202,7 @@ impl Machine {
         let begin = Instant::now();
         let mut entry = VcpuEntry::Resume;
         loop {
-            if begin.elapsed() > DEADLINE {
+            if begin.elapsed() > DEADLINE || self.reports.len() > MANY_REPORTS {
                 return Err(Failure::Hang(format!(
                     "the guest is busy without an end; it reported {:x?}",
                     self.reports.iter().take(64).collect::<Vec<_>>()
