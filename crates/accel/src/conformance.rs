@@ -18,6 +18,7 @@ mod guest;
 mod harness;
 mod interrupts;
 mod io;
+mod kicks;
 mod memory;
 mod paging;
 mod processors;
@@ -192,6 +193,7 @@ pub fn cases() -> Vec<Case> {
         timers::CASES,
         paging::CASES,
         state::CASES,
+        kicks::CASES,
         processors::CASES,
         memory::CASES,
         events::CASES,

@@ -56,7 +56,6 @@ pub(super) const MMIO: u64 = 0xd000_0000;
 pub(super) const APIC: u64 = 0xfee0_0000;
 
 pub(super) const KERNEL_CODE: u16 = 0x08;
-pub(super) const KERNEL_DATA: u16 = 0x10;
 pub(super) const CODE_32: u16 = 0x18;
 pub(super) const USER_DATA: u16 = 0x23;
 pub(super) const USER_CODE: u16 = 0x2b;

@@ -8,8 +8,7 @@ use super::guest::{DONE, Guest, IDLE, REPORT, SYNC};
 use super::{DEADLINE, Failure};
 use crate::cpuid::CpuidTable;
 use crate::engine::{
-    Accelerator, AccessSize, Partition, PartitionConfig, Vcpu, VcpuEntry, VcpuExit, VcpuId,
-    VcpuKicker,
+    Accelerator, Partition, PartitionConfig, Vcpu, VcpuEntry, VcpuExit, VcpuId, VcpuKicker,
 };
 use crate::state::VcpuState;
 
@@ -325,8 +324,4 @@ features! {
     SMAP = "SMAP" 7 Ebx 20;
     NX = "NX" 0x8000_0001 Edx 20;
     GIGABYTE_PAGES = "1 GiB pages" 0x8000_0001 Edx 26;
-}
-
-pub(super) fn size_of_bytes(bytes: usize) -> AccessSize {
-    AccessSize::from_bytes(bytes).unwrap_or(AccessSize::Byte)
 }
