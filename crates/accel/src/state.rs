@@ -358,4 +358,6 @@ pub struct ClockState {
     pub realtime_ns: u64,
 }
 
+mod flat;
 mod reset;
+mod validate;

@@ -109,7 +109,7 @@ fn operations(cpu: &Cpu, bytes: &[u8]) -> (Vec<Operation>, u32) {
         }
         length = decoder.position() as u32;
         let own_bytes = &bytes[start..decoder.position()];
-        let mut operation = lower::operation(&cpu.cpuid, &instruction, own_bytes, cpu.code_size);
+        let mut operation = lower::operation(cpu, &instruction, own_bytes);
         if error != DecoderError::None && own_bytes.len() >= LONGEST {
             operation.handler = crate::exec::system::too_long;
         }

@@ -10,18 +10,18 @@ use favo_accel::cpuid::CpuidTable;
 use iced_x86::{Instruction, Mnemonic};
 
 use super::operand;
-use crate::cpu::CodeSize;
+use crate::cpu::{CodeSize, Cpu};
 use crate::exec::{system as exec, vector};
 use crate::operation::{Handler, Operation};
 
 /// The operation for an instruction, given its bytes. One that the processor
 /// does not have becomes #UD when it is executed.
 pub(super) fn operation(
-    cpuid: &CpuidTable,
+    cpu: &Cpu,
     instruction: &Instruction,
     bytes: &[u8],
-    size: CodeSize,
 ) -> Operation {
+    let (cpuid, size) = (&cpu.cpuid, cpu.code_size);
     let mut operation = operand::resolve(instruction, size, exec::undefined);
     let handler = if !feature::available(cpuid, instruction) {
         None
