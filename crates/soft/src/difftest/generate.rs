@@ -72,6 +72,7 @@ pub fn excluded(code: Code) -> Option<&'static str> {
             Some("takes its operand from memory that is rarely valid; has its own test")
         }
         Fnstenv | Fstenv | Fnsave | Fsave => Some("the kernel loses FIP and FDP at each signal"),
+        Popf | Popfd | Popfq => Some("TF and AC from memory would trap in the signal handler"),
         In | Out | Insb | Insw | Insd | Outsb | Outsw | Outsd => Some("ports"),
         Mov if code.op_code().op_kinds().contains(&OpCodeOperandKind::seg_reg) => {
             Some("selectors of the host")
@@ -82,6 +83,12 @@ pub fn excluded(code: Code) -> Option<&'static str> {
             }) =>
         {
             Some("selectors of the host")
+        }
+        _ if code.op_code().op_kinds().iter().any(|k| {
+            matches!(k, OpCodeOperandKind::br16_1 | OpCodeOperandKind::br16_2)
+        }) =>
+        {
+            Some("a branch out of the low 64 KiB; AMD only")
         }
         Jmp | Call
             if code.op_code().op_kinds().iter().any(|k| {

@@ -286,7 +286,15 @@ extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut lib
                 area.copy_from_slice(&shared.extended);
                 shared.phase = Phase::Idle;
             }
-            _ => die(signal),
+            _ => {
+                eprintln!(
+                    "oracle: signal {signal} outside a case, rip {:#x}, address {:#x}, code {:02x?}",
+                    registers[libc::REG_RIP as usize],
+                    registers[libc::REG_CR2 as usize],
+                    std::slice::from_raw_parts(super::START as *const u8, 16),
+                );
+                die(signal);
+            }
         }
     }
 }
