@@ -6,6 +6,7 @@
 //! [`PciDevice::reset`]), so that they arrive in the order of the guest's
 //! writes; a device must not access its own configuration space in them.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use favo_accel::AccessSize;
@@ -325,6 +326,15 @@ impl PciFunction {
     }
 }
 
+impl fmt::Debug for PciFunction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PciFunction")
+            .field("name", &self.name)
+            .field("bars", &self.lock().mapped)
+            .finish_non_exhaustive()
+    }
+}
+
 /// A BAR as the memory bus sees it.
 struct BarWindow {
     function: Arc<PciFunction>,
@@ -392,4 +402,4 @@ impl BusDevice for BarWindow {
 
 #[cfg(test)]
 #[path = "function_test.rs"]
-mod test;
+pub(super) mod test;
