@@ -6,7 +6,7 @@
 //! devices; the loader places [`AcpiTables::bytes`] and tells the kernel
 //! [`AcpiTables::rsdp`].
 //!
-//! The interpreted part, the DSDT, is in [`dsdt`].
+//! The interpreted part, the DSDT, is in `acpi/dsdt.rs`.
 
 mod dsdt;
 

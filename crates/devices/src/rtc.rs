@@ -93,8 +93,10 @@ pub struct RtcState {
     pub version: u32,
     /// The register number at port 0x70.
     pub index: u8,
-    /// The guest's time minus the host's, in nanoseconds.
-    pub offset_ns: i64,
+    /// The guest's time minus the host's: seconds, rounded down.
+    pub offset_seconds: i64,
+    /// The nanoseconds above those seconds.
+    pub offset_nanos: u32,
     /// All 128 bytes.
     pub memory: Vec<u8>,
 }
@@ -147,9 +149,9 @@ impl Rtc {
         RtcState {
             version: RtcState::VERSION,
             index: inner.index,
-            // Offsets are bounded by the years a guest can set: far less than
-            // 2⁶³ ns from any host time there is.
-            offset_ns: inner.offset.clamp(i64::MIN.into(), i64::MAX.into()) as i64,
+            // A guest sets years 0 to 9999: seconds fit by far.
+            offset_seconds: inner.offset.div_euclid(NANOS_PER_SECOND) as i64,
+            offset_nanos: inner.offset.rem_euclid(NANOS_PER_SECOND) as u32,
             memory: inner.memory.to_vec(),
         }
     }
@@ -169,11 +171,15 @@ impl Rtc {
                 "a register has bits that don't exist",
             ));
         }
+        let nanos = i128::from(state.offset_nanos);
+        if nanos >= NANOS_PER_SECOND {
+            return Err(StateError::invalid(DEVICE, "its offset is not a time"));
+        }
         let now = (self.now)();
         let mut inner = self.lock();
         inner.index = state.index;
         inner.memory = memory;
-        inner.offset = i128::from(state.offset_ns);
+        inner.offset = i128::from(state.offset_seconds) * NANOS_PER_SECOND + nanos;
         inner.seen_second = (now + inner.offset).div_euclid(NANOS_PER_SECOND);
         Ok(())
     }
@@ -350,7 +356,7 @@ impl Inner {
         if self.memory[STATUS_B] & BINARY != 0 {
             value
         } else {
-            value / 10 << 4 | value % 10
+            ((value / 10) << 4) | (value % 10)
         }
     }
 

@@ -131,7 +131,8 @@ fn interrupts_can_not_be_enabled_and_memory_keeps() {
 #[test]
 fn state_survives_and_is_checked() {
     let (first, _) = rtc();
-    set(&first, &[(YEAR, 0x30)]);
+    // More nanoseconds away than 64 bits hold.
+    set(&first, &[(YEAR, 0x30), (CENTURY, 0x85)]);
     write(&first, 0x40, 7);
     let text = serde_json::to_string(&first.save()).unwrap();
     let state: RtcState = serde_json::from_str(&text).unwrap();
@@ -139,7 +140,8 @@ fn state_survives_and_is_checked() {
     second.restore(&state).unwrap();
     assert_eq!(shown(&second), shown(&first));
     assert_eq!(read(&second, 0x40), 7);
-    let bad: [&dyn Fn(&mut RtcState); 4] = [
+    let bad: [&dyn Fn(&mut RtcState); 5] = [
+        &|state| state.offset_nanos = 1_000_000_000,
         &|state| state.version = 0,
         &|state| state.index = 128,
         &|state| state.memory[STATUS_B] = 0x40,
