@@ -154,3 +154,32 @@ fn acpica_reads_the_tables() {
         }
     }
 }
+
+/// ACPICA's interpreter, which is also Linux's, loads the DSDT and runs the
+/// event method; the memory behind its ports is all zero.
+#[test]
+fn acpica_runs_the_event_method() {
+    if Command::new("acpiexec").arg("-v").output().is_err() {
+        println!("skipped: acpiexec is not installed (Debian package acpica-tools)");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("DSDT.dat");
+    let dsdt = find(&walk(&AcpiTables::new(&machine(1)).unwrap()), b"DSDT");
+    std::fs::write(&file, dsdt).unwrap();
+    for (method, result) in [
+        ("\\_SB.GED_._EVT 9", "No object was returned"),
+        ("\\_SB.PCI0._CRS", "[Buffer]"),
+        ("\\_S5", "[Package] Contains 4 Elements"),
+    ] {
+        let output = Command::new("acpiexec")
+            .arg("-b")
+            .arg(format!("execute {method}"))
+            .arg(&file)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains(result), "{method}: {text}");
+        assert!(!text.contains("AE_"), "{method}: {text}");
+    }
+}

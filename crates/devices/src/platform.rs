@@ -29,7 +29,7 @@ pub const PCI_HIGH_WINDOW_SIZE: ByteCount = ByteCount::gib(64);
 /// What the window above RAM is aligned to.
 const PCI_HIGH_WINDOW_ALIGNMENT: ByteCount = ByteCount::gib(4);
 
-/// PCI configuration space of bus 0. The loader must list it as reserved.
+/// PCI configuration space of bus 0.
 pub const ECAM: (GuestAddress, ByteCount) = (
     GuestAddress(0xe000_0000),
     ByteCount(crate::pci::PciRoot::ECAM_BYTES),
@@ -43,6 +43,14 @@ pub const LOCAL_APIC: (GuestAddress, ByteCount) = (GuestAddress(0xfee0_0000), By
 /// when the loader lists it as reserved, and where one looks for the RSDP
 /// without being told.
 pub const ACPI_TABLES: (GuestAddress, ByteCount) = (GuestAddress(0xe_0000), ByteCount(0x2_0000));
+
+/// Below 1 MiB, RAM ends here: what follows is video memory and BIOS on a PC,
+/// and on this one the [`ACPI_TABLES`]. There is RAM behind it all the same.
+pub const LEGACY_AREA: (GuestAddress, ByteCount) = (GuestAddress(0xa_0000), ByteCount(0x6_0000));
+
+/// What the loader's memory map must list as reserved: RAM that is not for
+/// the kernel, and ECAM, which Linux believes in only if it is reserved.
+pub const RESERVED: [(GuestAddress, ByteCount); 2] = [LEGACY_AREA, ECAM];
 
 /// The I/O APIC's id. Local APIC ids count from 0 and may include this one;
 /// the two are different name spaces since the APIC bus is gone.

@@ -44,3 +44,10 @@ fn nothing_fixed_overlaps() {
     }
     assert!(fixed[3].0.0 + fixed[3].1.bytes() <= HIGH_RAM_START.0);
 }
+
+#[test]
+fn the_tables_lie_in_what_is_reserved() {
+    let end = |(start, size): (GuestAddress, ByteCount)| start.0 + size.bytes();
+    assert!(LEGACY_AREA.0 <= ACPI_TABLES.0 && end(ACPI_TABLES) <= end(LEGACY_AREA));
+    assert_eq!(end(LEGACY_AREA), 1 << 20);
+}

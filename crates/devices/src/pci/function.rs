@@ -14,7 +14,7 @@ use favo_types::GuestAddress;
 use serde::{Deserialize, Serialize};
 
 use super::config::{
-    COMMAND_BUS_MASTER, COMMAND_MEMORY, CONFIG_BYTES, ConfigSpace, Owner, is_valid_access,
+    COMMAND, COMMAND_BUS_MASTER, COMMAND_MEMORY, CONFIG_BYTES, ConfigSpace, Owner, is_valid_access,
 };
 use super::{BarIndex, BarSpec, MsixSpec, MsixState, PciDevice, PciSpec};
 use crate::bus::{Bus, BusDevice};
@@ -206,10 +206,17 @@ impl PciFunction {
         Ok(())
     }
 
-    /// Tries again to map BARs that had no room. Returns whether some did not
-    /// get it.
+    /// Tries again to map BARs that had no room.
     pub(super) fn remap(&self) {
         self.apply(&mut self.lock());
+    }
+
+    /// Takes the BARs off the bus, as if the guest had done it.
+    pub(super) fn unmap(&self) {
+        let mut inner = self.lock();
+        let command = inner.config.command() & !COMMAND_MEMORY;
+        inner.config.write(COMMAND, command as u8);
+        self.apply(&mut inner);
     }
 
     /// Takes the BARs off the bus for good.

@@ -257,6 +257,8 @@ impl PciRoot {
     }
 
     /// Takes over a saved state. The same devices must be in the same slots.
+    /// Comes before the devices' own states: they hear of bus mastering and of
+    /// where their BARs are as if the guest had written it now.
     pub fn restore(&self, state: &PciRootState) -> Result<(), StateError> {
         check_version(DEVICE, state.version, PciRootState::VERSION)?;
         let functions = self.functions();
@@ -273,7 +275,7 @@ impl PciRoot {
         }
         // One function may move to where another still is: first all go away.
         for (_, function) in &functions {
-            function.write_config(super::config::COMMAND as u64, AccessSize::Word, 0);
+            function.unmap();
         }
         for ((_, function), (_, state)) in both() {
             function.restore(state)?;
