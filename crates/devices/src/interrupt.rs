@@ -40,6 +40,10 @@ impl InterruptLine for Unconnected {
 }
 
 /// Delivers to the local APICs of a partition.
+///
+/// A guest that has more than 255 processors and KVM's extended destination
+/// ids puts id bits 14:8 into bits 11:5 of a message's address, which are
+/// otherwise zero; here they move to where [`Msi`] has them.
 pub struct PartitionMsiSender {
     partition: Arc<dyn Partition>,
     failures: AtomicU64,
@@ -76,11 +80,24 @@ impl PartitionMsiSender {
 
 impl MsiSender for PartitionMsiSender {
     fn send(&self, msi: Msi) {
-        if let Err(error) = self.partition.signal_msi(msi) {
+        if let Err(error) = self.partition.signal_msi(extend_destination(msi)) {
             self.failed("the engine refused an interrupt message", &error);
         }
     }
 }
+
+/// Moves bits 11:5 of the address to bits 46:40.
+fn extend_destination(msi: Msi) -> Msi {
+    let extension = msi.address & 0xfe0;
+    Msi {
+        address: msi.address & !0xfe0 | extension << 35,
+        ..msi
+    }
+}
+
+#[cfg(test)]
+#[path = "interrupt_test.rs"]
+mod test;
 
 #[cfg(test)]
 pub(crate) mod recorder {

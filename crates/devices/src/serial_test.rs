@@ -105,6 +105,20 @@ fn input_waits_for_a_listener_and_for_room() {
 }
 
 #[test]
+fn clearing_and_toggling_fifos_empties_the_receiver() {
+    let (serial, line) = serial();
+    open(&serial);
+    for control in [0x83, 0x00] {
+        write(&serial, 2, 0x81);
+        assert_eq!(serial.push_input(b"old"), 3);
+        write(&serial, 0, b'o');
+        write(&serial, 2, control);
+        assert_eq!((read(&serial, 5), line.level()), (0x60, false));
+        assert_eq!(serial.take_output(), b"o", "what was sent was sent");
+    }
+}
+
+#[test]
 fn a_polling_driver_gets_input_too() {
     let (serial, line) = serial();
     for _ in 0..63 {
