@@ -22,8 +22,10 @@ pub mod device;
 pub mod event;
 pub mod queue;
 pub mod rng;
+pub mod scatter;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod vsock;
 pub mod worker;
 
 pub use device::{

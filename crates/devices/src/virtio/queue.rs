@@ -178,6 +178,11 @@ pub struct QueueCounters {
 }
 
 impl QueueCounters {
+    /// Counts a chain that is well-formed for the ring and not for the device.
+    pub fn count_malformed(&self) {
+        self.malformed_chains.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// As named counts.
     pub fn event_counters(&self) -> Vec<favo_accel::EventCounter> {
         [
@@ -310,9 +315,7 @@ impl Virtqueue {
                     }
                 }
                 Err(Malformed::Chain(chain)) => {
-                    self.counters
-                        .malformed_chains
-                        .fetch_add(1, Ordering::Relaxed);
+                    self.counters.count_malformed();
                     tracing::debug!(queue = self.index, "malformed descriptor chain");
                     self.add_used(chain, 0);
                 }

@@ -29,6 +29,8 @@ pub struct Readiness {
     pub readable: bool,
     /// Writing will not block.
     pub writable: bool,
+    /// The other end will send nothing more.
+    pub read_closed: bool,
     /// The other end is gone, or the descriptor is in error.
     pub hangup: bool,
 }
@@ -40,18 +42,37 @@ pub struct Interest {
     pub readable: bool,
     /// Tell when it is writable.
     pub writable: bool,
+    /// Tell only of changes: the handler remembers what it was told.
+    pub edge: bool,
 }
 
 impl Interest {
-    /// Readable only.
+    /// Readable only, for as long as it is.
     pub const READ: Self = Self {
         readable: true,
         writable: false,
+        edge: false,
+    };
+    /// Nothing but errors.
+    pub const NONE: Self = Self {
+        readable: false,
+        writable: false,
+        edge: false,
+    };
+    /// Every change.
+    pub const CHANGES: Self = Self {
+        readable: true,
+        writable: true,
+        edge: true,
     };
 
     fn flags(self) -> epoll::EventFlags {
         let mut flags = epoll::EventFlags::empty();
-        flags.set(epoll::EventFlags::IN, self.readable);
+        flags.set(
+            epoll::EventFlags::IN | epoll::EventFlags::RDHUP,
+            self.readable,
+        );
+        flags.set(epoll::EventFlags::ET, self.edge);
         flags.set(epoll::EventFlags::OUT, self.writable);
         flags
     }
@@ -352,6 +373,7 @@ fn readiness(flags: epoll::EventFlags) -> Readiness {
     Readiness {
         readable: flags.contains(epoll::EventFlags::IN),
         writable: flags.contains(epoll::EventFlags::OUT),
+        read_closed: flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::RDHUP),
         hangup: flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR),
     }
 }
