@@ -18,8 +18,11 @@
 //! device panic, loop without end, buffer without bound, or touch memory that
 //! is not the guest's RAM.
 
+pub mod common;
 pub mod device;
 pub mod event;
+pub mod interrupt;
+pub mod pci;
 pub mod queue;
 pub mod rng;
 pub mod scatter;

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::event::EventFd;
 use super::queue::{QueueError, QueueState};
+use crate::state::{StateError, check_version};
 
 /// The device's type (virtio 1.2, 5).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -132,13 +133,8 @@ pub enum DeviceError {
         reason: String,
     },
     /// A saved state does not fit the device.
-    #[error("the saved state of {device} can't be loaded: {reason}")]
-    InvalidState {
-        /// Which device.
-        device: &'static str,
-        /// What does not fit.
-        reason: String,
-    },
+    #[error(transparent)]
+    State(#[from] StateError),
 }
 
 /// What a device must remember beyond its queues, for snapshots and migration.
@@ -177,26 +173,17 @@ impl DeviceState {
         device: DeviceType,
         version: u32,
     ) -> Result<T, DeviceError> {
-        let invalid = |reason: String| DeviceError::InvalidState {
-            device: device.name(),
-            reason,
-        };
+        let name = device.name();
         if self.device != device {
-            return Err(invalid(format!(
-                "it is the state of a {}",
-                self.device.name()
-            )));
+            let reason = format!("it is the state of a {}", self.device.name());
+            return Err(StateError::invalid(name, reason).into());
         }
-        if self.version != version {
-            return Err(invalid(format!(
-                "it has version {}, this favo knows version {version}",
-                self.version
-            )));
-        }
-        let (state, rest) =
-            postcard::take_from_bytes(&self.payload).map_err(|error| invalid(error.to_string()))?;
+        check_version(name, self.version, version)?;
+        let (state, rest) = postcard::take_from_bytes(&self.payload)
+            .map_err(|error| StateError::invalid(name, error.to_string()))?;
         if !rest.is_empty() {
-            return Err(invalid(format!("{} bytes are left over", rest.len())));
+            let reason = format!("{} bytes are left over", rest.len());
+            return Err(StateError::invalid(name, reason).into());
         }
         Ok(state)
     }

@@ -7,9 +7,12 @@ fn a_state_survives_and_a_foreign_one_is_refused() {
         state.decode::<(u32, bool)>(DeviceType::Entropy, 1).unwrap(),
         (7, true)
     );
-    for (device, version) in [(DeviceType::Block, 1), (DeviceType::Entropy, 2)] {
-        assert!(state.decode::<(u32, bool)>(device, version).is_err());
-    }
+    assert!(state.decode::<(u32, bool)>(DeviceType::Block, 1).is_err());
+    let newer = DeviceState {
+        version: 2,
+        ..state.clone()
+    };
+    assert!(newer.decode::<(u32, bool)>(DeviceType::Entropy, 1).is_err());
     let mut longer = state.clone();
     longer.payload.push(0);
     let error = longer

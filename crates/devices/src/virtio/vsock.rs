@@ -32,6 +32,7 @@ use super::device::{
 };
 use super::queue::{QueueCounters, QueueState, Virtqueue};
 use super::worker::Worker;
+use crate::state::StateError;
 use host::{Accept, Listeners, SocketFile};
 use mux::Mux;
 
@@ -233,10 +234,8 @@ impl VirtioDevice for Vsock {
     fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceError> {
         let cid: u32 = state.decode(DeviceType::Socket, STATE_VERSION)?;
         if cid != self.cid {
-            return Err(DeviceError::InvalidState {
-                device: NAME,
-                reason: format!("it is for context id {cid}, this device has {}", self.cid),
-            });
+            let reason = format!("it is for context id {cid}, this device has {}", self.cid);
+            return Err(StateError::invalid(NAME, reason).into());
         }
         self.mux(|mux| {
             mux.reset();
