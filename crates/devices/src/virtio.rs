@@ -18,6 +18,7 @@
 //! device panic, loop without end, buffer without bound, or touch memory that
 //! is not the guest's RAM.
 
+pub mod balloon;
 pub mod common;
 pub mod device;
 pub mod event;
