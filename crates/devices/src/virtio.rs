@@ -20,6 +20,7 @@
 
 pub mod balloon;
 pub mod common;
+pub mod console;
 pub mod device;
 pub mod event;
 pub mod interrupt;
