@@ -19,6 +19,7 @@
 //! is not the guest's RAM.
 
 pub mod balloon;
+pub mod blk;
 pub mod common;
 pub mod console;
 pub mod device;

@@ -312,26 +312,41 @@ fn run<H: Handler>(
     calls: &Receiver<Call<H>>,
     wake: &EventFd,
 ) {
+    serve(&mut handler, &mut context, calls, wake);
+    for index in 0..context.queues.len() {
+        if context.queues[index].is_some() {
+            handler.stopping(index as u16, &mut context);
+        }
+    }
+}
+
+/// Until the worker is dropped.
+fn serve<H: Handler>(
+    handler: &mut H,
+    context: &mut Context,
+    calls: &Receiver<Call<H>>,
+    wake: &EventFd,
+) {
     let mut events = Vec::with_capacity(32);
     loop {
         loop {
             match calls.try_recv() {
-                Ok(call) => call(&mut handler, &mut context),
+                Ok(call) => call(handler, context),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => return,
             }
         }
         for index in 0..context.requested.len() {
             if std::mem::take(&mut context.requested[index]) && context.queues[index].is_some() {
-                handler.serve(index as u16, &mut context);
+                handler.serve(index as u16, context);
             }
         }
         if handler.deadline().is_some_and(|at| at <= Instant::now()) {
-            handler.expired(&mut context);
+            handler.expired(context);
         }
 
         events.clear();
-        let timeout = timeout(&handler, &context);
+        let timeout = timeout(handler, context);
         let spare = rustix::buffer::spare_capacity(&mut events);
         match epoll::wait(&context.poll, spare, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -349,7 +364,7 @@ fn run<H: Handler>(
             } else if token & KICK != 0 {
                 context.request((token & 0xffff) as u16);
             } else {
-                handler.ready(token, readiness(event.flags), &mut context);
+                handler.ready(token, readiness(event.flags), context);
             }
         }
     }
