@@ -24,7 +24,7 @@ use super::queue::{QueueState, Virtqueue};
 use super::worker::Worker;
 use crate::state::StateError;
 use backend::{Disk, DiskInfo};
-use handler::{BlkCounters, BlkHandler};
+use handler::{Agreed, BlkCounters, BlkHandler};
 use request::{ID_SIZE, Limits, MAX_RANGES, SECTOR_SIZE};
 
 const NAME: &str = DeviceType::Block.name();
@@ -195,16 +195,12 @@ impl Blk {
             discard: self.features & F_DISCARD != 0,
             write_zeroes: self.features & F_WRITE_ZEROES != 0,
         };
-        let handler = BlkHandler::new(
-            index,
-            queue.size(),
-            queue.memory().clone(),
-            disk,
+        let agreed = Agreed {
             limits,
-            self.id,
-            self.features & F_FLUSH == 0,
-            self.counters.clone(),
-        );
+            id: self.id,
+            write_through: self.features & F_FLUSH == 0,
+        };
+        let handler = BlkHandler::new(&queue, disk, agreed, self.counters.clone());
         let name = format!("virtio-blk {index}");
         let worker = Worker::spawn(NAME, name, self.workers.len(), handler)?;
         worker

@@ -191,7 +191,7 @@ proptest! {
                         22 => 0,
                         24 => 1 << (value % 8),
                         28 | 58 => 1,
-                        32 | 40 | 48 => (value & 0xffff_f) << 4,
+                        32 | 40 | 48 => (value & 0x000f_ffff) << 4,
                         _ => value & 3,
                     };
                     write(&pci, field, width, value);

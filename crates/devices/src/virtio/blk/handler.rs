@@ -36,6 +36,18 @@ pub struct BlkCounters {
     pub queues: Arc<QueueCounters>,
 }
 
+/// What is the same for all queues of a device once features are negotiated.
+#[derive(Clone, Copy, Debug)]
+pub struct Agreed {
+    /// What requests may do.
+    pub limits: Limits,
+    /// The answer to [`Request::GetId`].
+    pub id: [u8; ID_SIZE],
+    /// The driver can't flush, so every write is flushed for it (5.2.6.2: a
+    /// device without `VIRTIO_BLK_F_FLUSH` writes through).
+    pub write_through: bool,
+}
+
 /// A request on its way.
 struct InFlight {
     chain: Chain,
@@ -55,8 +67,6 @@ pub struct BlkHandler {
     disk: Box<dyn DiskQueue>,
     limits: Limits,
     id: [u8; ID_SIZE],
-    /// The driver can't flush, so every write is flushed for it
-    /// (5.2.6.2: a device without `VIRTIO_BLK_F_FLUSH` writes through).
     write_through: bool,
     counters: Arc<BlkCounters>,
     slots: Vec<Option<InFlight>>,
@@ -67,18 +77,21 @@ pub struct BlkHandler {
 }
 
 impl BlkHandler {
-    /// For queue `index`, with at most `depth` requests in flight.
+    /// For `queue`, with at most as many requests in flight as it has
+    /// descriptors.
     pub fn new(
-        index: u16,
-        depth: u16,
-        memory: GuestMemory,
+        queue: &Virtqueue,
         disk: Box<dyn DiskQueue>,
-        limits: Limits,
-        id: [u8; ID_SIZE],
-        write_through: bool,
+        agreed: Agreed,
         counters: Arc<BlkCounters>,
     ) -> Self {
-        let depth = usize::from(depth);
+        let Agreed {
+            limits,
+            id,
+            write_through,
+        } = agreed;
+        let (index, memory) = (queue.index(), queue.memory().clone());
+        let depth = usize::from(queue.size());
         Self {
             index,
             memory,
