@@ -24,6 +24,8 @@ pub mod common;
 pub mod console;
 pub mod device;
 pub mod event;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod interrupt;
 pub mod pci;
 pub mod queue;

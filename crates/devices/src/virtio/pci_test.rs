@@ -1,5 +1,5 @@
 use favo_accel::AccessSize::{Byte, Dword, Qword, Word};
-use favo_types::ByteCount;
+use favo_types::{ByteCount, GuestAddress};
 use proptest::prelude::*;
 
 use super::super::device::{F_EVENT_IDX, F_INDIRECT_DESC, TRANSPORT_FEATURES};
@@ -7,7 +7,9 @@ use super::super::rng::RngSpec;
 use super::super::testing::{PATIENCE, TestDriver, test_memory};
 use super::super::vsock::VsockSpec;
 use super::*;
+use crate::bus::Bus;
 use crate::interrupt::recorder::MsiRecorder;
+use crate::pci::{PciRoot, PciSlot, PciWindows};
 
 fn write(pci: &VirtioPci, offset: u64, size: AccessSize, value: u64) {
     pci.write_bar(bar(), offset, size, value);
@@ -207,4 +209,64 @@ proptest! {
         pci.restore(&state).unwrap();
         pci.reset();
     }
+}
+
+/// As firmware and a driver find it: through the configuration space.
+#[test]
+fn on_the_bus_it_is_found_mapped_and_works() {
+    const ECAM: u64 = 0xe000_0000;
+    let mmio = Arc::new(Bus::mmio());
+    let windows = PciWindows {
+        low: (GuestAddress(0xc000_0000), ByteCount::mib(64)),
+        high: (GuestAddress(1 << 40), ByteCount::gib(1)),
+    };
+    let root = PciRoot::new(&mmio, windows);
+    mmio.insert("ECAM", ECAM, 1 << 20, root.clone()).unwrap();
+    let vsock = Box::new(VsockSpec::new(5).build().unwrap());
+    let memory = test_memory(ByteCount::mib(1));
+    let pci = VirtioPci::new("vsock".into(), vsock, memory, MsiRecorder::new()).unwrap();
+    root.attach(PciSlot::new(3), pci.clone()).unwrap();
+
+    let config = ECAM + (3 << 15);
+    let get = |offset: u64, size| mmio.read(config + offset, size);
+    assert_eq!(get(0, Dword), 0x1053_1af4);
+    // Memory and bus mastering on.
+    mmio.write(config + 4, Word, 6);
+    let base = get(0x10, Dword) & !0xf;
+
+    let mut found = Vec::new();
+    let mut at = get(0x34, Byte);
+    while at != 0 {
+        if get(at, Byte) == u64::from(CAPABILITY_ID) {
+            let part = (get(at + 3, Byte), get(at + 8, Dword), get(at + 12, Dword));
+            found.push(part);
+            if part.0 == u64::from(TYPE_NOTIFY) {
+                assert_eq!(get(at + 16, Dword), u64::from(NOTIFY_MULTIPLIER));
+            }
+            if part.0 == u64::from(TYPE_PCI) {
+                // BAR 0, offset of num_queues, two bytes.
+                mmio.write(config + at + 4, Byte, 0);
+                mmio.write(config + at + 8, Dword, 18);
+                mmio.write(config + at + 12, Dword, 2);
+                assert_eq!(get(at + 16, Word), 3);
+            }
+        }
+        at = get(at + 1, Byte);
+    }
+    let types: Vec<u64> = found.iter().map(|part| part.0).collect();
+    assert_eq!(types, [1, 3, 4, 2, 5]);
+    let (_, device_config, length) = found[2];
+    assert!(length >= 8);
+    assert_eq!(mmio.read(base + device_config, Qword), 5);
+    assert_eq!(mmio.read(base + 18, Word), 3);
+
+    // MSI-X lies where its capability says and not in ours.
+    mmio.write(base + u64::from(MSIX_TABLE) + 8, Dword, 0x77);
+    assert_eq!(mmio.read(base + u64::from(MSIX_TABLE) + 8, Dword), 0x77);
+
+    // A machine reset brings the transport back, too.
+    mmio.write(base + 20, Byte, 3);
+    assert_eq!(mmio.read(base + 20, Byte), 3);
+    root.reset();
+    assert_eq!(pci.read_bar(bar(), 20, Byte), 0);
 }

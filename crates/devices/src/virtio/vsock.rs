@@ -21,6 +21,7 @@ pub mod packet;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -30,11 +31,11 @@ use serde::{Deserialize, Serialize};
 use super::device::{
     DeviceError, DeviceState, DeviceType, QueueResources, VirtioDevice, read_config_bytes,
 };
-use super::queue::{QueueCounters, QueueState, Virtqueue};
+use super::queue::{QueueState, Virtqueue};
 use super::worker::Worker;
 use crate::state::StateError;
 use host::{Accept, Listeners, SocketFile};
-use mux::Mux;
+use mux::{Mux, VsockCounters};
 
 const NAME: &str = DeviceType::Socket.name();
 /// Receive, transmit, event.
@@ -97,7 +98,7 @@ impl VsockSpec {
             None => None,
         };
         let listeners = Arc::new(Listeners::new(self.socket.clone()));
-        let counters = Arc::<QueueCounters>::default();
+        let counters = Arc::<VsockCounters>::default();
         let mux = Mux::new(
             self.cid.into(),
             self.max_connections.into(),
@@ -123,7 +124,7 @@ pub struct Vsock {
     cid: u32,
     worker: Arc<Worker<Mux>>,
     listeners: Arc<Listeners>,
-    counters: Arc<QueueCounters>,
+    counters: Arc<VsockCounters>,
 }
 
 impl Vsock {
@@ -213,7 +214,8 @@ impl VirtioDevice for Vsock {
     fn write_config(&mut self, _offset: u32, _data: &[u8]) {}
 
     fn start_queue(&mut self, index: u16, resources: QueueResources) -> Result<(), DeviceError> {
-        let queue = Virtqueue::for_device(NAME, &QUEUE_SIZES, index, resources, &self.counters)?;
+        let queue =
+            Virtqueue::for_device(NAME, &QUEUE_SIZES, index, resources, &self.counters.queues)?;
         self.worker.start_queue(queue)
     }
 
@@ -244,7 +246,20 @@ impl VirtioDevice for Vsock {
     }
 
     fn counters(&self) -> Vec<favo_accel::EventCounter> {
-        self.counters.event_counters()
+        let mut counters = self.counters.queues.event_counters();
+        for (name, count) in [
+            ("connections", &self.counters.connections),
+            ("resets-sent", &self.counters.resets_sent),
+            ("bytes-from-guest", &self.counters.bytes_from_guest),
+            ("bytes-to-guest", &self.counters.bytes_to_guest),
+        ] {
+            counters.push(favo_accel::EventCounter {
+                name,
+                detail: None,
+                count: count.load(Ordering::Relaxed),
+            });
+        }
+        counters
     }
 }
 

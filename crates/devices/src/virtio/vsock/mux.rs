@@ -9,6 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,21 @@ const MAX_READ_BYTES: u64 = 64 << 10;
 const FIRST_HOST_PORT: u32 = 1 << 30;
 const LISTENER: u64 = 0;
 
+/// What a socket device counts.
+#[derive(Debug, Default)]
+pub struct VsockCounters {
+    /// Connections that were made, either way.
+    pub connections: AtomicU64,
+    /// Connections ended or refused with a reset.
+    pub resets_sent: AtomicU64,
+    /// Bytes of data taken from the guest.
+    pub bytes_from_guest: AtomicU64,
+    /// Bytes of data given to the guest.
+    pub bytes_to_guest: AtomicU64,
+    /// What went wrong on the rings.
+    pub queues: Arc<QueueCounters>,
+}
+
 /// Who is told how a connection request of the host went.
 enum Asker {
     /// A caller of the API.
@@ -60,7 +76,7 @@ pub struct Mux {
     guest_cid: u64,
     max_connections: usize,
     listeners: Arc<Listeners>,
-    counters: Arc<QueueCounters>,
+    counters: Arc<VsockCounters>,
     socket: Option<SocketFile>,
     connections: HashMap<u64, Connection>,
     by_ports: HashMap<Ports, u64>,
@@ -83,7 +99,7 @@ impl Mux {
         guest_cid: u64,
         max_connections: usize,
         listeners: Arc<Listeners>,
-        counters: Arc<QueueCounters>,
+        counters: Arc<VsockCounters>,
         socket: Option<SocketFile>,
     ) -> Self {
         Self {
@@ -185,6 +201,7 @@ impl Mux {
         self.next_token += 1;
         context.watch(&connection.stream, token, Interest::CHANGES)?;
         self.by_ports.insert(connection.ports, token);
+        count(&self.counters.connections, 1);
         self.connections.insert(token, connection);
         Ok(token)
     }
@@ -266,7 +283,7 @@ impl Mux {
         let ours =
             header.source_cid.get() == self.guest_cid && header.destination_cid.get() == HOST_CID;
         if got < HEADER_SIZE || u64::from(header.length.get()) > payload || !ours {
-            self.counters.count_malformed();
+            self.counters.queues.count_malformed();
             return;
         }
         let ports = Ports {
@@ -342,14 +359,17 @@ impl Mux {
                 self.answered(token);
                 true
             }
-            Operation::Data if established => connection
-                .receive(
-                    memory,
-                    chain.readable(),
-                    HEADER_SIZE as u64,
-                    header.length.get(),
-                )
-                .is_ok(),
+            Operation::Data if established => {
+                count(&self.counters.bytes_from_guest, header.length.get());
+                connection
+                    .receive(
+                        memory,
+                        chain.readable(),
+                        HEADER_SIZE as u64,
+                        header.length.get(),
+                    )
+                    .is_ok()
+            }
             Operation::Shutdown if established => {
                 connection.guest_shuts_down(header.flags.get());
                 true
@@ -405,6 +425,7 @@ impl Mux {
                 };
                 let header = reset_header(self.guest_cid, ports);
                 send_packet(queue, chain, &header, &self.counters);
+                count(&self.counters.resets_sent, 1);
                 self.resets.pop_front();
                 continue;
             }
@@ -454,6 +475,10 @@ impl Mux {
     }
 }
 
+fn count(counter: &AtomicU64, by: u32) {
+    counter.fetch_add(by.into(), Ordering::Relaxed);
+}
+
 fn reset_header(guest_cid: u64, ports: Ports) -> Header {
     Header {
         source_cid: HOST_CID.into(),
@@ -467,9 +492,9 @@ fn reset_header(guest_cid: u64, ports: Ports) -> Header {
 }
 
 /// Puts a packet without data into `chain` and returns it to the guest.
-fn send_packet(queue: &mut Virtqueue, chain: Chain, header: &Header, counters: &QueueCounters) {
+fn send_packet(queue: &mut Virtqueue, chain: Chain, header: &Header, counters: &VsockCounters) {
     if chain.writable_bytes() < HEADER_SIZE as u64 {
-        counters.count_malformed();
+        counters.queues.count_malformed();
     }
     let written = write_segments(queue.memory(), chain.writable(), 0, header.as_bytes());
     queue.add_used(chain, written as u32);
@@ -481,7 +506,7 @@ fn send_next(
     connection: &mut Connection,
     guest_cid: u64,
     queue: &mut Virtqueue,
-    counters: &QueueCounters,
+    counters: &VsockCounters,
 ) -> bool {
     if connection.pending == Pending::default() {
         return !connection.wants_read() || send_data(connection, guest_cid, queue, counters);
@@ -504,7 +529,7 @@ fn send_data(
     connection: &mut Connection,
     guest_cid: u64,
     queue: &mut Virtqueue,
-    counters: &QueueCounters,
+    counters: &VsockCounters,
 ) -> bool {
     let wanted = u64::from(connection.credit()).min(MAX_READ_BYTES);
     let mut chains: Vec<Chain> = Vec::with_capacity(MAX_READ_CHAINS);
@@ -518,7 +543,7 @@ fn send_data(
         };
         if chain.writable_bytes() <= HEADER_SIZE as u64 {
             // Useless for data, and a driver never offers such.
-            counters.count_malformed();
+            counters.queues.count_malformed();
             if !chains.is_empty() {
                 queue.unpop(chain);
                 break;
@@ -571,6 +596,7 @@ fn send_data(
             continue;
         }
         received -= u64::from(here);
+        count(&counters.bytes_to_guest, here);
         let header = connection.header(guest_cid, Operation::Data, 0, here);
         write_segments(queue.memory(), chain.writable(), 0, header.as_bytes());
         queue.add_used(chain, HEADER_SIZE as u32 + here);
