@@ -247,7 +247,7 @@ impl<H: Handler> Worker<H> {
     pub fn start_queue(&self, queue: Virtqueue) -> Result<(), DeviceError> {
         let device = self.device;
         let index = queue.index();
-        self.call(move |_, context| {
+        self.call(move |handler, context| {
             let slot =
                 context
                     .queues
@@ -276,7 +276,7 @@ impl<H: Handler> Worker<H> {
                 source: error.into(),
             })?;
             *slot = Some(queue);
-            context.request(index);
+            handler.serve(index, context);
             Ok(())
         })?
     }
