@@ -10,8 +10,9 @@
 //!   and migration are all made of that.
 //! * [`queue`]: a virtqueue from the device's side. Everything read from the
 //!   guest is checked here, once.
-//! * [`worker`]: the thread that serves queues.
-//! * [`common`] and [`pci`]: the transport.
+//! * [`worker`]: the thread that serves queues; [`event`], [`scatter`]: what it
+//!   waits for, and how it moves bytes without a copy.
+//! * [`common`], [`interrupt`] and [`pci`]: the transport.
 //! * [`blk`], [`console`], [`rng`], [`balloon`], [`vsock`]: the devices.
 //!
 //! A guest is hostile: no ring, descriptor, register or packet may make a

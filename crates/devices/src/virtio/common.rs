@@ -5,7 +5,7 @@
 //! [`Transport`] decides which queues run. A queue runs exactly while the
 //! driver has enabled it, `DRIVER_OK` is set, the device may master the bus,
 //! and the machine is not paused; every event only changes one of these and
-//! lets [`Transport::settle`] start and stop what must be.
+//! has queues started and stopped to match.
 
 use std::sync::Arc;
 

@@ -9,14 +9,15 @@
 //!   `CONNECT <P>\n`; the answer is `OK <port>\n` and then the stream. A
 //!   refused connection is closed without an answer.
 //!
-//! [`mux`] holds all connections, [`connection`] one, [`packet`] what goes over
-//! the rings, [`host`] the Unix sockets. Connections do not survive a restore
+//! [`mux`] holds all connections, [`connection`] one, [`packet`] and `send` are
+//! what goes over the rings, [`host`] the Unix sockets. Connections do not survive a restore
 //! from a snapshot; the guest is told so.
 
 pub mod connection;
 pub mod host;
 pub mod mux;
 pub mod packet;
+mod send;
 
 use std::io;
 use std::os::unix::net::UnixStream;

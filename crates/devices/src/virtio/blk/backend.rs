@@ -106,13 +106,15 @@ pub trait DiskQueue: Send {
     /// The buffers must be valid memory until the request has completed.
     unsafe fn submit(&mut self, token: u64, operation: DiskOperation<'_>);
 
-    /// Starts all that was submitted since the last call.
+    /// Starts all that was submitted since the last call. After an error, which
+    /// means that some of it was not started, it is called again soon.
     fn commit(&mut self) -> io::Result<()>;
 
     /// Takes the completions there are.
     fn complete(&mut self, completions: &mut Vec<DiskCompletion>);
 
     /// Becomes readable when there are completions; [`DiskQueue::complete`]
-    /// makes it unreadable again.
+    /// makes it unreadable again, and a completion after that readable once
+    /// more.
     fn event(&self) -> BorrowedFd<'_>;
 }
