@@ -286,7 +286,7 @@ fn leaving_and_disconnecting_hangs_the_command_up() {
     let _ = std::fs::remove_file(&marker);
     let (mut client, server) = client();
     let script = format!(
-        "trap 'echo hup > {}; exit' HUP; echo ready; while :; do sleep 0.05; done",
+        "exec 2>/dev/null; trap 'echo hup > {}; exit' HUP; echo ready; while :; do sleep 0.05; done",
         marker.display()
     );
     let mut io = TestIo::new(b"").on_output(b"ready", Control::Leave);

@@ -1,0 +1,156 @@
+//! `debian:12` and its kin: mmdebstrap makes the root file system, unchanged packages and all.
+
+use std::fs;
+
+use favo_types::ByteCount;
+
+use super::{BuildOptions, Built, apt};
+use crate::error::IoContext;
+use crate::rootfs::RootFs;
+use crate::tool::{self, Tool};
+use crate::{ImageError, Progress, Provenance, Store};
+
+const DISK_SIZE: ByteCount = ByteCount::gib(4);
+
+/// Beside what every Debian has: an init, devices, a network, something to look around with.
+const PACKAGES: [&str; 13] = [
+    "systemd-sysv",
+    "udev",
+    "dbus",
+    "kmod",
+    "procps",
+    "e2fsprogs",
+    "iproute2",
+    "iputils-ping",
+    "netbase",
+    "ca-certificates",
+    "less",
+    "nano",
+    "debian-archive-keyring",
+];
+
+/// What to build.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Recipe {
+    suite: &'static str,
+    kernel: &'static str,
+}
+
+impl Recipe {
+    pub fn for_tag(tag: &str) -> Option<Self> {
+        let (suite, kernel) = match tag {
+            "12" | "bookworm" => ("bookworm", "linux-image-cloud-amd64"),
+            "12-6.12" => ("bookworm", "linux-image-6.12-cloud-amd64"),
+            "13" | "trixie" => ("trixie", "linux-image-cloud-amd64"),
+            _ => return None,
+        };
+        Some(Self { suite, kernel })
+    }
+}
+
+pub(super) fn build(
+    store: &Store,
+    recipe: &Recipe,
+    options: &BuildOptions,
+    progress: &dyn Progress,
+) -> Result<Built, ImageError> {
+    let mut needed = tool::disk_tools();
+    needed.extend([("mmdebstrap", "mmdebstrap"), ("apt-get", "apt")]);
+    tool::require("building a Debian image", &needed)?;
+    let scratch = store.scratch()?;
+    let sources = apt::debian_sources(recipe.suite, options.mirror.as_deref())?;
+    let sources = apt::to_deb822(&sources);
+    let tar = scratch.path().join("root.tar");
+    progress.stage("starting mmdebstrap", None);
+    mmdebstrap(recipe, &sources, &scratch, &tar, progress)?;
+
+    progress.stage("reading the root file system", None);
+    let root = RootFs::scan(&tar, progress)?;
+    let kernel = root.kernel()?.ok_or_else(|| ImageError::Content {
+        what: format!("package {}", recipe.kernel),
+        reason: "it has installed no kernel with modules".into(),
+    })?;
+    let provenance = Provenance {
+        apt_sources: Some(sources),
+        packages: root.packages()?,
+        ..Provenance::new("")
+    };
+    progress.stage("making the disk", None);
+    let size = options.disk_size.unwrap_or(DISK_SIZE);
+    let disk = root.make_disk(size, &scratch, progress)?;
+    Ok(Built {
+        scratch,
+        kernel,
+        disk,
+        provenance,
+    })
+}
+
+fn mmdebstrap(
+    recipe: &Recipe,
+    sources: &str,
+    scratch: &crate::scratch::Scratch,
+    tar: &std::path::Path,
+    progress: &dyn Progress,
+) -> Result<(), ImageError> {
+    let path = scratch.path().join("debian.sources");
+    fs::write(&path, sources).during("write", &path)?;
+    let mut include = PACKAGES.to_vec();
+    include.push(recipe.kernel);
+    let mut command = Tool::new("mmdebstrap")
+        .args(["--variant=minbase", "--architectures=amd64", "--format=tar"])
+        .arg(format!("--include={}", include.join(",")))
+        // The guest boots with favo's initramfs: none is made in it.
+        .env("INITRD", "No");
+    for option in apt::network_options()? {
+        command = command.arg(format!("--aptopt={option}"));
+    }
+    for hook in hooks() {
+        command = command.arg(format!("--customize-hook={hook}"));
+    }
+    if rustix::process::geteuid().is_root() {
+        // Its own leftovers, should it be killed, go with ours. Not for a user: mmdebstrap
+        // then works under other user ids, which cannot enter our directory.
+        command = command.env("TMPDIR", scratch.path());
+    }
+    command
+        .arg(recipe.suite)
+        .arg(tar)
+        .arg(path)
+        .run(progress, |line| match line.strip_prefix("I: ") {
+            Some(stage) => progress.stage(stage.trim_end_matches("..."), None),
+            None => progress.note(line),
+        })?;
+    Ok(())
+}
+
+/// What makes a root file system a guest: shell commands that find its root in `$1`.
+fn hooks() -> Vec<String> {
+    let file = |path: &str, text: &str| {
+        format!("mkdir -p \"$1/$(dirname {path})\" && printf '%s\\n' '{text}' > \"$1/{path}\"")
+    };
+    vec![
+        // Proxies of the building host are none of the guest's.
+        "rm -f \"$1/etc/apt/apt.conf.d/99mmdebstrap\"".into(),
+        file("etc/hostname", "debian"),
+        file(
+            "etc/hosts",
+            "127.0.0.1 localhost debian\n::1 localhost ip6-localhost",
+        ),
+        file("etc/fstab", "LABEL=root / ext4 errors=remount-ro 0 1"),
+        "rm -f \"$1/etc/resolv.conf\" && : > \"$1/etc/resolv.conf\"".into(),
+        // Empty: each guest makes its own, and that is no first boot with its questions.
+        ": > \"$1/etc/machine-id\"; rm -f \"$1/var/lib/dbus/machine-id\"".into(),
+        file(
+            "etc/systemd/network/80-dhcp.network",
+            "[Match]\nName=en* eth*\n[Network]\nDHCP=yes",
+        ),
+        "systemctl --root=\"$1\" enable systemd-networkd.service".into(),
+        // Whoever has the serial console owns the machine.
+        file(
+            "etc/systemd/system/serial-getty@ttyS0.service.d/autologin.conf",
+            "[Service]\nExecStart=\nExecStart=-/sbin/agetty --autologin root --noclear \
+             --keep-baud 115200,57600,38400,9600 - $TERM",
+        ),
+    ]
+}
