@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
+use rustix::process::{WaitOptions, WaitStatus, wait, waitpid};
 
 use crate::frame::{FrameDecoder, FrameError, encode};
 use crate::protocol::{CHUNK, Event, Exit, MAGIC, PROTOCOL_VERSION, Request, STDIN_WINDOW};
@@ -277,19 +277,20 @@ impl Server {
     /// Collects the command if it has ended, and in process 1 every other child.
     fn reap(&mut self) {
         let own = self.command.as_ref().map(|c| c.pid);
-        let which: Option<Pid> = match (&self.reap_all, own) {
-            (Some(_), _) => None,
-            (None, Some(pid)) => Some(pid),
-            (None, None) => return,
-        };
-        while let Ok(Some((pid, status))) = waitpid(which, WaitOptions::NOHANG) {
+        loop {
+            // `wait` is any child; waitpid without a pid would be this process group's only.
+            let collected = match (&self.reap_all, own) {
+                (Some(_), _) => wait(WaitOptions::NOHANG),
+                (None, Some(pid)) => waitpid(Some(pid), WaitOptions::NOHANG),
+                (None, None) => return,
+            };
+            let Ok(Some((pid, status))) = collected else {
+                return;
+            };
             if let Some(command) = &mut self.command
                 && command.pid == pid
             {
                 command.exit = Some(exit_of(status));
-                if which.is_some() {
-                    return;
-                }
             }
         }
     }
