@@ -117,11 +117,27 @@ fn mmdebstrap(
         .arg(recipe.suite)
         .arg(tar)
         .arg(path)
-        .run(progress, |line| match line.strip_prefix("I: ") {
-            Some(stage) => progress.stage(stage.trim_end_matches("..."), None),
+        .run(progress, |line| match stage_of(line) {
+            Some(stage) => progress.stage(stage, None),
             None => progress.note(line),
         })?;
     Ok(())
+}
+
+/// What mmdebstrap's line means to whoever waits; `None`: it is a detail.
+fn stage_of(line: &str) -> Option<&'static str> {
+    let text = line.strip_prefix("I: ")?;
+    [
+        ("running apt-get update", "reading package lists"),
+        ("downloading packages", "downloading packages"),
+        ("extracting archives", "unpacking packages"),
+        ("installing essential", "installing essential packages"),
+        ("installing remaining", "installing packages"),
+        ("cleaning package lists", "cleaning up"),
+        ("creating tarball", "packing the root file system"),
+    ]
+    .into_iter()
+    .find_map(|(begin, stage)| text.starts_with(begin).then_some(stage))
 }
 
 /// What makes a root file system a guest: shell commands that find its root in `$1`.
@@ -145,7 +161,7 @@ fn hooks() -> Vec<String> {
             "etc/systemd/network/80-dhcp.network",
             "[Match]\nName=en* eth*\n[Network]\nDHCP=yes",
         ),
-        "systemctl --root=\"$1\" enable systemd-networkd.service".into(),
+        "chroot \"$1\" systemctl enable systemd-networkd.service".into(),
         // Whoever has the serial console owns the machine.
         file(
             "etc/systemd/system/serial-getty@ttyS0.service.d/autologin.conf",
