@@ -175,7 +175,7 @@ fn from_disk(
     } else {
         let from = File::open(&options.file).during("open", &options.file)?;
         let size = from.metadata().during("read", &options.file)?.len();
-        if size == 0 || size % SECTOR != 0 {
+        if size == 0 || !size.is_multiple_of(SECTOR) {
             return Err(ImageError::NotAnImage {
                 path: options.file.clone(),
                 reason: format!("a raw disk has whole sectors of {SECTOR} bytes, this has {size}"),

@@ -107,6 +107,80 @@ fn qcow2_comes_out_and_goes_in_the_same() {
     assert_eq!(fixture.store.list().unwrap().len(), 2);
 }
 
+fn qemu_img(arguments: &[&str], files: &[&Path]) -> Option<bool> {
+    let status = Command::new("qemu-img")
+        .args(arguments)
+        .args(files)
+        .output();
+    match status {
+        Ok(output) => Some(output.status.success()),
+        Err(e) => {
+            println!("skipped: qemu-img: {e}");
+            None
+        }
+    }
+}
+
+#[test]
+fn every_kind_of_qcow2_that_qemu_makes_is_read() {
+    let fixture = Fixture::new();
+    let raw = fixture.file("disk.raw", &disk());
+    let expected = fixture.import(&raw).unwrap();
+    for options in [
+        &["-o", "compat=0.10"][..],
+        &["-o", "compat=1.1"],
+        &["-c"],
+        &["-o", "cluster_size=512"],
+        &["-o", "cluster_size=2M"],
+    ] {
+        let file = fixture.path("disk.qcow2");
+        let arguments = [&["convert", "-O", "qcow2"], options].concat();
+        match qemu_img(&arguments, &[&raw, &file]) {
+            None => return,
+            Some(made) => assert!(made, "{options:?}"),
+        }
+        let mut import_options = ImportOptions::new(&file, "q".parse().unwrap());
+        import_options.replace = true;
+        let image = import(&fixture.store, &import_options, &NoProgress)
+            .unwrap_or_else(|e| panic!("{options:?}: {e}"));
+        assert_eq!(
+            image.manifest.disk.image, expected.manifest.disk.image,
+            "{options:?}"
+        );
+    }
+}
+
+/// As it is today: imago does not decompress zstd clusters. The error says what is wrong.
+#[test]
+fn qcow2_with_zstd_is_refused_by_name() {
+    let fixture = Fixture::new();
+    let (raw, file) = (fixture.file("disk.raw", &disk()), fixture.path("z.qcow2"));
+    let arguments = [
+        "convert",
+        "-c",
+        "-O",
+        "qcow2",
+        "-o",
+        "compression_type=zstd",
+    ];
+    if qemu_img(&arguments, &[&raw, &file]) == Some(true) {
+        let error = fixture.import(&file).unwrap_err();
+        assert!(error.to_string().contains("compression type"), "{error}");
+        fixture.assert_empty();
+    }
+}
+
+#[test]
+fn qemu_finds_an_exported_qcow2_sound_and_equal() {
+    let fixture = Fixture::new();
+    let raw = fixture.file("disk.raw", &disk());
+    fixture.import(&raw).unwrap();
+    fixture.export("out.qcow2", ExportFormat::Qcow2).unwrap();
+    let out = fixture.path("out.qcow2");
+    assert_ne!(qemu_img(&["check", "-q"], &[&out]), Some(false));
+    assert_ne!(qemu_img(&["compare", "-q"], &[&raw, &out]), Some(false));
+}
+
 #[test]
 fn a_backing_file_is_refused() {
     let fixture = Fixture::new();

@@ -10,9 +10,10 @@ use std::io;
 use cpio::newc::{Builder, ModeFileType, trailer};
 
 use favo_agent::boot::{MODULES_DIRECTORY, MODULES_ORDER};
+pub use favo_agent::boot::{Mode as AgentMode, Options as AgentOptions};
 
 use crate::modules::Module;
-use crate::{ImageError, OpenImage};
+use crate::{ImageError, Manifest, OpenImage};
 
 /// The agent, a static program for x86-64 Linux.
 pub static AGENT: &[u8] = include_bytes!(env!("FAVO_AGENT"));
@@ -31,6 +32,20 @@ pub fn compose(image: &OpenImage) -> Result<Vec<u8>, ImageError> {
     archive.resize(archive.len().next_multiple_of(ALIGNMENT), 0);
     archive.extend(agent_archive().map_err(in_memory)?);
     Ok(archive)
+}
+
+/// The command line to boot an image with: its own and the agent's part. `options.root` and its
+/// type are taken from the image where it knows its root.
+pub fn command_line(manifest: &Manifest, options: &AgentOptions) -> String {
+    let mut options = options.clone();
+    if let Some(root) = &manifest.disk.root {
+        let partition = root.partition.map(|n| n.to_string()).unwrap_or_default();
+        options.root = format!("/dev/vda{partition}");
+        options.root_type.clone_from(&root.file_system);
+    }
+    format!("{} {options}", manifest.command_line)
+        .trim_start()
+        .into()
 }
 
 fn agent_archive() -> io::Result<Vec<u8>> {

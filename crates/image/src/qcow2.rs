@@ -182,7 +182,7 @@ fn check(path: &Path) -> Result<u64, ImageError> {
     file.read_exact_at(&mut l1, l1_at).map_err(|_| cut())?;
     for entry in l1.chunks_exact(8) {
         let l2_at = be64(entry, 0) & L1_OFFSET;
-        if l2_at != 0 && (l2_at % cluster != 0 || !is_inside(l2_at, cluster)) {
+        if l2_at != 0 && (!l2_at.is_multiple_of(cluster) || !is_inside(l2_at, cluster)) {
             return Err(cut());
         }
     }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use favo_agent::client::{ExecIo, ExecOutcome, Input, OutputStream};
 use favo_agent::{AgentClient, Exec, Exit, WindowSize};
 use favo_image::build::{BuildOptions, build};
+use favo_image::initramfs::{AgentMode, AgentOptions};
 use favo_image::{ImageError, ImageName, OpenImage, Progress, Store, initramfs};
 use favo_types::ByteCount;
 
@@ -23,6 +24,13 @@ impl Progress for Printer {
     fn done(&self, _: ByteCount) {}
     fn note(&self, text: &str) {
         println!("  {text}");
+    }
+}
+
+fn options(mode: AgentMode) -> AgentOptions {
+    AgentOptions {
+        mode,
+        ..AgentOptions::default()
     }
 }
 
@@ -59,7 +67,7 @@ struct Guest {
 }
 
 impl Guest {
-    fn start(image: &OpenImage, directory: &Path, arguments: &str) -> Option<Self> {
+    fn start(image: &OpenImage, directory: &Path, options: &AgentOptions) -> Option<Self> {
         if Command::new("qemu-system-x86_64")
             .arg("--version")
             .stdout(Stdio::null())
@@ -90,7 +98,7 @@ impl Guest {
             .arg("-initrd")
             .arg(path("initrd"))
             .arg("-append")
-            .arg(format!("{} {arguments}", manifest.command_line))
+            .arg(initramfs::command_line(manifest, options))
             .arg("-serial")
             .arg(format!("file:{}", path("console").display()))
             .arg("-drive")
@@ -229,7 +237,7 @@ fn minimal_runs_commands() {
     let Some(image) = build_or_skip(&store, "minimal") else {
         return;
     };
-    let Some(mut guest) = Guest::start(&image, directory.path(), "favo.mode=run quiet") else {
+    let Some(mut guest) = Guest::start(&image, directory.path(), &options(AgentMode::Run)) else {
         return;
     };
     let mut client = guest.agent();
@@ -274,8 +282,15 @@ fn a_missing_root_disk_is_said_on_the_console() {
     let Some(image) = build_or_skip(&store, "minimal") else {
         return;
     };
-    let arguments = "favo.mode=run favo.root=/dev/vdz favo.timeout=1 quiet";
-    let Some(mut guest) = Guest::start(&image, directory.path(), arguments) else {
+    let mut image = image;
+    // The image knows its root; one that does not takes it from the options.
+    image.image.manifest.disk.root = None;
+    let options = AgentOptions {
+        root: "/dev/vdz".into(),
+        root_timeout: Duration::from_secs(1),
+        ..options(AgentMode::Run)
+    };
+    let Some(mut guest) = Guest::start(&image, directory.path(), &options) else {
         return;
     };
     guest.wait_for_exit();
@@ -301,7 +316,7 @@ fn debian(what: &str, kernel: &str) {
         "{}",
         String::from_utf8_lossy(&check.stdout)
     );
-    let Some(mut guest) = Guest::start(&image, directory.path(), "favo.mode=run quiet") else {
+    let Some(mut guest) = Guest::start(&image, directory.path(), &options(AgentMode::Run)) else {
         return;
     };
     let mut client = guest.agent();
@@ -321,7 +336,7 @@ fn debian(what: &str, kernel: &str) {
         guest.console()
     );
 
-    let Some(guest) = Guest::start(&image, directory.path(), "favo.mode=boot") else {
+    let Some(guest) = Guest::start(&image, directory.path(), &options(AgentMode::Boot)) else {
         return;
     };
     for _ in 0..1800 {

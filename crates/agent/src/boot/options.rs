@@ -103,6 +103,50 @@ impl Options {
     }
 }
 
+/// The parameters that [`Options::parse`] reads as these options: what the host adds to a
+/// kernel's command line. Defaults are left out.
+impl std::fmt::Display for Options {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let default = Self::default();
+        let mode = match self.mode {
+            Mode::Run => "run",
+            Mode::Boot => "boot",
+        };
+        write!(f, "favo.mode={mode}")?;
+        let texts = [
+            ("root", Some(&self.root), Some(&default.root)),
+            (
+                "rootfstype",
+                Some(&self.root_type),
+                Some(&default.root_type),
+            ),
+            (
+                "rootflags",
+                Some(&self.root_flags),
+                Some(&default.root_flags),
+            ),
+            ("hostname", self.hostname.as_ref(), None),
+            ("init", self.init.as_ref(), None),
+        ];
+        for (name, value, default) in texts {
+            match value {
+                Some(value) if Some(value) != default => write!(f, " \"favo.{name}={value}\"")?,
+                _ => {}
+            }
+        }
+        if self.read_only {
+            f.write_str(" favo.ro")?;
+        }
+        if self.root_timeout != default.root_timeout {
+            write!(f, " favo.timeout={}", self.root_timeout.as_secs())?;
+        }
+        if self.port != default.port {
+            write!(f, " favo.port={}", self.port)?;
+        }
+        Ok(())
+    }
+}
+
 /// Splits as the kernel does: at blanks that are not between double quotes.
 fn split(command_line: &str) -> Vec<String> {
     let (mut parameters, mut current, mut quoted) = (Vec::new(), String::new(), false);

@@ -41,6 +41,21 @@ fn what_cannot_be_followed_is_named() {
 
 proptest! {
     #[test]
+    fn what_is_written_is_read_back(
+        run in any::<bool>(), read_only in any::<bool>(), seconds in any::<u32>(),
+        port in any::<u32>(), root in "/dev/[a-z0-9/]{0,9}", root_type in "[a-z0-9]{1,5}",
+        root_flags in "[a-z=, ]{0,9}", hostname in proptest::option::of("[a-z0-9.-]{1,9}"),
+    ) {
+        let options = Options {
+            mode: if run { Mode::Run } else { Mode::Boot },
+            root_timeout: Duration::from_secs(seconds.into()),
+            read_only, port, root, root_type, root_flags, hostname,
+            init: None,
+        };
+        prop_assert_eq!(Options::parse(&options.to_string()), Ok(options));
+    }
+
+    #[test]
     fn any_line_is_read_or_refused(line in ".*") {
         let _ = Options::parse(&line);
     }
