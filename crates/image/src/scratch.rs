@@ -9,9 +9,12 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::ImageError;
 use crate::error::IoContext;
+
+const TRIES: u32 = 20;
 
 /// A locked directory, removed with all it holds on drop.
 #[derive(Debug)]
@@ -77,11 +80,19 @@ fn remove_tree(path: &Path) -> io::Result<()> {
     if mounted {
         return Err(io::Error::other("something is mounted in it; left alone"));
     }
-    if path.is_dir() {
-        fs::remove_dir_all(path)
-    } else {
-        fs::remove_file(path)
+    if !path.is_dir() {
+        return fs::remove_file(path);
     }
+    // A tool that was just killed may write its last file while its directory goes.
+    for _ in 0..TRIES {
+        match fs::remove_dir_all(&path) {
+            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            result => return result,
+        }
+    }
+    fs::remove_dir_all(path)
 }
 
 /// Undoes proc(5)'s octal escapes of blanks and backslashes.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::error::IoContext;
-use crate::{ImageError, Progress};
+use crate::{ImageError, NoProgress, Progress};
 
 /// How long a program may take to clean up after SIGTERM.
 const GRACE: Duration = Duration::from_secs(10);
@@ -44,6 +44,29 @@ impl Tool {
         Self {
             program: program.into(),
             command,
+        }
+    }
+
+    /// A program that mounts file systems and starts many others, such as mmdebstrap. Where the
+    /// rights allow it runs in mount and process namespaces of its own: whatever ends it, no
+    /// mount and no process of it remains.
+    pub fn isolated(program: &str) -> Self {
+        let unshare = ["--mount", "--mount-proc", "--pid", "--fork", "--kill-child"];
+        let is_root = rustix::process::geteuid().is_root();
+        let probe = || Self::new("unshare").args(unshare).arg("true");
+        if !is_root || probe().run(&NoProgress, |_| {}).is_err() {
+            return Self::new(program);
+        }
+        Self {
+            program: program.into(),
+            // The shell is process 1 there: signals reach the program as they do elsewhere.
+            ..Self::new("unshare").args(unshare).args([
+                "sh",
+                "-c",
+                "\"$@\"; exit $?",
+                "sh",
+                program,
+            ])
         }
     }
 

@@ -56,6 +56,10 @@ pub(super) fn build(
 ) -> Result<Built, ImageError> {
     let mut needed = tool::disk_tools();
     needed.extend([("mmdebstrap", "mmdebstrap"), ("apt-get", "apt")]);
+    if !rustix::process::geteuid().is_root() && !has_subordinate_ids() {
+        // mmdebstrap's way without them.
+        needed.push(("fakechroot", "fakechroot"));
+    }
     tool::require("building a Debian image", &needed)?;
     let scratch = store.scratch()?;
     let sources = apt::debian_sources(recipe.suite, options.mirror.as_deref())?;
@@ -86,6 +90,19 @@ pub(super) fn build(
     })
 }
 
+/// Whether this user may map other user ids (subuid(5)), which lets mmdebstrap work in a user
+/// namespace.
+fn has_subordinate_ids() -> bool {
+    let uid = rustix::process::geteuid().as_raw().to_string();
+    let user = std::env::var("USER").unwrap_or_default();
+    let listed = fs::read_to_string("/etc/subuid").is_ok_and(|text| {
+        text.lines()
+            .filter_map(|line| line.split(':').next())
+            .any(|owner| owner == uid || (!user.is_empty() && owner == user))
+    });
+    listed && tool::require("", &[("newuidmap", "uidmap")]).is_ok()
+}
+
 fn mmdebstrap(
     recipe: &Recipe,
     sources: &str,
@@ -97,9 +114,11 @@ fn mmdebstrap(
     fs::write(&path, sources).during("write", &path)?;
     let mut include = PACKAGES.to_vec();
     include.push(recipe.kernel);
-    let mut command = Tool::new("mmdebstrap")
+    let mut command = Tool::isolated("mmdebstrap")
         .args(["--variant=minbase", "--architectures=amd64", "--format=tar"])
         .arg(format!("--include={}", include.join(",")))
+        // A build that a crash cuts off is thrown away: no need to flush each file.
+        .arg("--dpkgopt=force-unsafe-io")
         // The guest boots with favo's initramfs: none is made in it.
         .env("INITRD", "No");
     for option in apt::network_options()? {
@@ -146,8 +165,9 @@ fn hooks() -> Vec<String> {
         format!("mkdir -p \"$1/$(dirname {path})\" && printf '%s\\n' '{text}' > \"$1/{path}\"")
     };
     vec![
-        // Proxies of the building host are none of the guest's.
-        "rm -f \"$1/etc/apt/apt.conf.d/99mmdebstrap\"".into(),
+        // The building host's proxies, and what is right for a build only.
+        "rm -f \"$1/etc/apt/apt.conf.d/99mmdebstrap\" \"$1/etc/dpkg/dpkg.cfg.d/99mmdebstrap\""
+            .into(),
         file("etc/hostname", "debian"),
         file(
             "etc/hosts",
