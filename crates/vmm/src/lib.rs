@@ -1,1 +1,2 @@
-//! See ARCHITECTURE.md.
+//! One machine: memory, buses, boot, lifecycle.
+pub mod kernel;
