@@ -1,2 +1,3 @@
 //! One machine: memory, buses, boot, lifecycle.
 pub mod kernel;
+pub mod linux_boot;
