@@ -1,0 +1,1 @@
+//! The ACPI tables that describe the machine to its guest.

@@ -1,0 +1,1 @@
+//! Power-off, reset and the power button.

@@ -1,0 +1,1 @@
+//! The device a guest tells of its own panic.
