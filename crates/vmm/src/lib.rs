@@ -1,3 +1,4 @@
 //! One machine: memory, buses, boot, lifecycle.
 pub mod kernel;
 pub mod linux_boot;
+pub mod processors;
