@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use favo_accel::{Msi, Partition};
+use favo_accel::{AccelError, Msi, Partition};
 
 /// Delivers message-signalled interrupts. Never blocks; callable from any
 /// thread, also while the caller holds its own locks, so an implementation
@@ -40,6 +40,10 @@ impl InterruptLine for Unconnected {
 }
 
 /// Delivers to the local APICs of a partition.
+///
+/// A guest that has more than 255 processors and KVM's extended destination
+/// ids puts id bits 14:8 into bits 11:5 of a message's address, which are
+/// otherwise zero; here they move to where [`Msi`] has them.
 pub struct PartitionMsiSender {
     partition: Arc<dyn Partition>,
     failures: AtomicU64,
@@ -58,23 +62,42 @@ impl PartitionMsiSender {
     pub fn failures(&self) -> u64 {
         self.failures.load(Ordering::Relaxed)
     }
+
+    /// Passes on [`Partition::set_level_triggered_pins`].
+    pub(crate) fn report_level_triggered_pins(&self, pins: &[Option<Msi>]) {
+        if let Err(error) = self.partition.set_level_triggered_pins(pins) {
+            self.failed("the engine refused the level-triggered pins", &error);
+        }
+    }
+
+    /// A guest can provoke failures with nonsensical messages: say it once.
+    fn failed(&self, what: &str, error: &AccelError) {
+        if self.failures.fetch_add(1, Ordering::Relaxed) == 0 {
+            tracing::warn!(%error, "{what}; further failures are only counted");
+        }
+    }
 }
 
 impl MsiSender for PartitionMsiSender {
     fn send(&self, msi: Msi) {
-        if let Err(error) = self.partition.signal_msi(msi) {
-            // A guest can provoke this with a nonsensical message; say it once.
-            if self.failures.fetch_add(1, Ordering::Relaxed) == 0 {
-                tracing::warn!(
-                    address = msi.address,
-                    data = msi.data,
-                    %error,
-                    "the engine refused an interrupt message; further ones are only counted"
-                );
-            }
+        if let Err(error) = self.partition.signal_msi(extend_destination(msi)) {
+            self.failed("the engine refused an interrupt message", &error);
         }
     }
 }
+
+/// Moves bits 11:5 of the address to bits 46:40.
+fn extend_destination(msi: Msi) -> Msi {
+    let extension = msi.address & 0xfe0;
+    Msi {
+        address: msi.address & !0xfe0 | extension << 35,
+        ..msi
+    }
+}
+
+#[cfg(test)]
+#[path = "interrupt_test.rs"]
+mod test;
 
 #[cfg(test)]
 pub(crate) mod recorder {

@@ -24,9 +24,11 @@
 //! * [`ioapic`], [`serial`], [`rtc`], [`power`], [`pvpanic`]: the small
 //!   devices of a PC.
 //! * [`acpi`]: the tables that describe all that to the guest.
+//! * [`fuzz`]: what a hostile guest does, for fuzz targets.
 
 pub mod acpi;
 pub mod bus;
+pub mod fuzz;
 pub mod interrupt;
 pub mod ioapic;
 pub mod pci;

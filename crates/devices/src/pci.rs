@@ -13,18 +13,19 @@
 //!
 //! Specification: PCI Local Bus 3.0, chapter 6; PCI Express Base 4.0, chapter 7.
 
-// mod config;
-// mod function;
+mod config;
+mod function;
 mod msix;
-// mod root;
+mod root;
 
-// pub use function::{PciFunction, PciFunctionState};
+pub use function::{PciFunction, PciFunctionState};
 pub use msix::{Msix, MsixState, MsixVectorState};
-// pub use root::{ConfigPorts, PciError, PciRoot, PciSlot, PciWindows};
+pub use root::{ConfigPorts, PciError, PciRoot, PciRootState, PciSlot, PciWindows};
 
 use std::sync::Arc;
 
 use favo_accel::AccessSize;
+use favo_types::GuestAddress;
 
 /// Who a function is (PCI 3.0, 6.2.1 and 6.2.4).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -161,6 +162,13 @@ pub trait PciDevice: Send + Sync {
     /// (command register, bit 2). After reset it is forbidden.
     fn set_bus_master(&self, enabled: bool) {
         let _ = enabled;
+    }
+
+    /// The guest moved a BAR: its first address, or `None` while the function
+    /// decodes nothing there. For devices whose registers the engine watches
+    /// itself (ioeventfd); all others need not know.
+    fn bar_moved(&self, bar: BarIndex, address: Option<GuestAddress>) {
+        let _ = (bar, address);
     }
 
     /// Back to power-on: the machine was reset. The configuration space has
