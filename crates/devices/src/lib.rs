@@ -38,3 +38,4 @@ pub mod pvpanic;
 pub mod rtc;
 pub mod serial;
 pub mod state;
+pub mod virtio;
