@@ -15,12 +15,18 @@
 //! * [`memory`]: the guest's RAM, shared by engines and devices, with one
 //!   record of which pages were written and which hold cached code.
 //! * [`cpuid`]: what a processor says of itself.
+//! * [`mod@probe`]: how fast an engine really runs, measured.
+//! * `conformance` (feature of the same name): tiny guests that say whether an
+//!   engine keeps the contract.
 //!
 //! No type of a hypervisor or a library leaks through the traits.
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod cpuid;
 pub mod engine;
 pub mod memory;
+pub mod probe;
 pub mod state;
 
 pub use engine::{
@@ -29,3 +35,4 @@ pub use engine::{
     VcpuKicker,
 };
 pub use memory::{GuestMemory, MemoryBacking, MemoryError, PAGE_SIZE};
+pub use probe::{Speed, probe};

@@ -1,0 +1,112 @@
+//! How fast an engine really runs.
+//!
+//! That a host has `/dev/kvm` says little: where KVM itself is emulated, a
+//! guest crawls, and the software engine is many times faster. So whoever
+//! picks an engine measures, with a guest that does nothing but count.
+
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use favo_types::{ByteCount, GuestAddress};
+use serde::Serialize;
+
+use crate::engine::{AccelError, Accelerator, PartitionConfig, Vcpu, VcpuEntry, VcpuExit, VcpuId};
+use crate::memory::{GuestMemory, MemoryBacking};
+use crate::state::VcpuState;
+
+/// How long the guest counts.
+const BUDGET: Duration = Duration::from_millis(10);
+/// How long an engine may take to come back before it counts as hung.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+const RAM: ByteCount = ByteCount(64 << 10);
+const CODE: u64 = 0x1000;
+const PML4: u64 = 0x2000;
+const PDPT: u64 = 0x3000;
+const DIRECTORY: u64 = 0x4000;
+const DATA: u64 = 0x8000;
+
+/// `l: inc rax; add [rdi], rax; xor rdx, [rdi]; dec rcx; jnz l; jmp l`: a load
+/// and a store among arithmetic, as in real code.
+const LOOP: [u8; 16] = [
+    0x48, 0xff, 0xc0, // inc rax
+    0x48, 0x01, 0x07, // add [rdi], rax
+    0x48, 0x33, 0x17, // xor rdx, [rdi]
+    0x48, 0xff, 0xc9, // dec rcx
+    0x75, 0xf2, // jnz l
+    0xeb, 0xf0, // jmp l
+];
+const INSTRUCTIONS_PER_ROUND: u64 = 5;
+
+/// What the probe found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct Speed {
+    /// Guest instructions per second of a small loop, one processor.
+    pub instructions_per_second: u64,
+}
+
+/// Measures `accelerator`, which takes about 10 ms and never more than a few
+/// seconds, however broken the engine is.
+///
+/// An engine that does not come back is [`AccelError::Unsupported`]; its
+/// thread is left behind.
+pub fn probe(accelerator: &dyn Accelerator) -> Result<Speed, AccelError> {
+    let memory = GuestMemory::new(&[(GuestAddress(0), RAM)], MemoryBacking::Anonymous)?;
+    let entry = |flags: u64, to: u64| (to | flags).to_le_bytes();
+    memory.write(GuestAddress(CODE), &LOOP)?;
+    memory.write(GuestAddress(PML4), &entry(3, PDPT))?;
+    memory.write(GuestAddress(PDPT), &entry(3, DIRECTORY))?;
+    // One 2 MiB page.
+    memory.write(GuestAddress(DIRECTORY), &entry(0x83, 0))?;
+
+    let partition = accelerator.create_partition(PartitionConfig { vcpus: 1, memory })?;
+    let mut vcpu = partition.create_vcpu(VcpuId(0), accelerator.supported_cpuid().clone())?;
+    let mut state = VcpuState::flat_long_mode(0, PML4, CODE);
+    state.general.rdi = DATA;
+    vcpu.import_state(&state)?;
+
+    let kicker = vcpu.kicker();
+    let (sender, receiver) = mpsc::channel();
+    std::thread::Builder::new()
+        .name("probe".into())
+        .spawn(move || {
+            // Nobody listens any more if it took too long.
+            let _ = sender.send(count(vcpu.as_mut()));
+        })
+        .map_err(|source| AccelError::Host {
+            operation: "starting the thread of the probe guest",
+            source,
+        })?;
+    let early = receiver.recv_timeout(BUDGET);
+    let outcome = match early {
+        Ok(outcome) => Ok(outcome),
+        Err(_) => {
+            kicker.kick();
+            receiver.recv_timeout(PATIENCE)
+        }
+    };
+    let (rounds, elapsed) = outcome.map_err(|_| {
+        AccelError::Unsupported(format!(
+            "the {} engine did not come back from a guest that counts",
+            accelerator.kind()
+        ))
+    })??;
+    let instructions = u128::from(rounds) * u128::from(INSTRUCTIONS_PER_ROUND);
+    let per_second = instructions * 1_000_000_000 / elapsed.as_nanos().max(1);
+    Ok(Speed {
+        instructions_per_second: u64::try_from(per_second).unwrap_or(u64::MAX),
+    })
+}
+
+/// Runs until kicked; how many rounds, and how long they took.
+fn count(vcpu: &mut dyn Vcpu) -> Result<(u64, Duration), AccelError> {
+    let begin = Instant::now();
+    let exit = vcpu.run(VcpuEntry::Resume)?;
+    let elapsed = begin.elapsed();
+    if exit != VcpuExit::Interrupted {
+        return Err(AccelError::Unsupported(format!(
+            "a guest that counts stopped with {exit:?}"
+        )));
+    }
+    Ok((vcpu.export_state()?.general.rax, elapsed))
+}
