@@ -5,9 +5,20 @@
 //! recomputed by [`Cpu::update_mode`] whenever a source changes; nothing else
 //! may write them.
 
+use std::sync::Arc;
+
+use favo_accel::cpuid::CpuidTable;
 use favo_accel::state::{DebugRegisters, DescriptorTable, InterruptShadow, Msrs};
 
+use crate::apic::LocalApic;
+use crate::cache::BlockCache;
+use crate::counters::Counters;
 use crate::flags::ArithmeticFlags;
+use crate::mmio::AccessLog;
+use crate::mmu::Mmu;
+use crate::native::ExtendedState;
+use crate::partition::Shared;
+use crate::system::Limits;
 
 /// General registers by their encoding (SDM vol. 2, table 2-4).
 #[allow(missing_docs)]
@@ -166,8 +177,12 @@ pub enum CodeSize {
 /// One virtual processor.
 #[repr(C, align(64))]
 pub struct Cpu {
-    /// General registers, by encoding.
-    pub gpr: [u64; 16],
+    /// General registers, by encoding; the last one is always zero, for
+    /// addresses without base or index.
+    pub gpr: [u64; 17],
+    /// Operations left in the running block. A store into cached code sets it
+    /// to zero, so that the next instruction is looked up anew.
+    pub(crate) operations_left: u32,
     /// The instruction being executed; each operation moves it at its end.
     pub rip: u64,
     /// CF, PF, AF, ZF, SF, OF, computed when somebody asks.
@@ -183,20 +198,108 @@ pub struct Cpu {
     /// Derived: long mode is active (EFER.LMA), 64-bit or compatibility.
     pub long_mode: bool,
 
+    /// Local descriptor table.
     pub ldtr: Segment,
+    /// Task register.
     pub tr: Segment,
+    /// Global descriptor table.
     pub gdtr: DescriptorTable,
+    /// Interrupt descriptor table.
     pub idtr: DescriptorTable,
+    /// Mode switches.
     pub cr0: u64,
+    /// Where the last page fault was.
     pub cr2: u64,
+    /// Root of the page tables.
     pub cr3: u64,
+    /// Feature switches.
     pub cr4: u64,
+    /// Extended feature enables.
     pub efer: u64,
+    /// Extended states in use.
     pub xcr0: u64,
+    /// Debug registers.
     pub debug: DebugRegisters,
+    /// Model-specific registers.
     pub msrs: Msrs,
     /// Interrupts are held back for one instruction.
     pub shadow: InterruptShadow,
     /// NMIs are blocked until IRET.
     pub nmi_masked: bool,
+    /// The address of the last #PF, until it is delivered and goes to CR2.
+    pub fault_address: u64,
+    /// What [`crate::trap::Trap::Exit`] asks for.
+    pub exit: favo_accel::VcpuExit,
+    /// DR6 bits of the data breakpoints the running instruction met.
+    pub(crate) breakpoint_hits: u16,
+    /// Answered accesses of the instruction that is being run again.
+    pub(crate) log: AccessLog,
+    /// What CPUID lets the guest switch on.
+    pub limits: Limits,
+    /// What CPUID says.
+    pub cpuid: CpuidTable,
+    /// Segment bases as addresses use them: ES, CS, SS, DS, FS, GS, and zero.
+    /// Derived.
+    pub(crate) bases: [u64; 7],
+    /// Added to the host's TSC to give the guest's.
+    pub(crate) tsc_offset: u64,
+    /// A level-triggered interrupt ended; the I/O APIC must hear of it.
+    pub(crate) end_of_level: Option<u8>,
+    pub(crate) apic: LocalApic,
+    /// x87, SSE and AVX registers.
+    pub extended: ExtendedState,
+    pub(crate) id: u32,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) mmu: Mmu,
+    pub(crate) cache: BlockCache,
+    /// What is counted; see [`crate::counters`].
+    pub counters: Counters,
+}
+
+impl Cpu {
+    /// Processor `id` with nothing loaded: a state must follow.
+    pub(crate) fn new(id: u32, cpuid: CpuidTable, shared: Arc<Shared>) -> Self {
+        let reset = favo_accel::state::VcpuState::power_on(id, 0);
+        Self {
+            gpr: [0; 17],
+            operations_left: 0,
+            rip: 0,
+            arithmetic: ArithmeticFlags::default(),
+            system_flags: 0,
+            segments: [Segment::default(); 6],
+            code_size: CodeSize::Bits16,
+            cpl: 0,
+            long_mode: false,
+            ldtr: Segment::default(),
+            tr: Segment::default(),
+            gdtr: DescriptorTable::default(),
+            idtr: DescriptorTable::default(),
+            cr0: cr0::ET,
+            cr2: 0,
+            cr3: 0,
+            cr4: 0,
+            efer: 0,
+            xcr0: 1,
+            debug: DebugRegisters::default(),
+            msrs: reset.msrs.clone(),
+            shadow: InterruptShadow::None,
+            nmi_masked: false,
+            fault_address: 0,
+            exit: favo_accel::VcpuExit::Interrupted,
+            breakpoint_hits: 0,
+            log: AccessLog::default(),
+            limits: Limits::from_cpuid(&cpuid),
+            cpuid,
+            bases: [0; 7],
+            tsc_offset: 0,
+            end_of_level: None,
+            apic: LocalApic::new(id, reset.local_apic, reset.msrs.apic_base, shared.tsc_khz),
+            extended: ExtendedState::default(),
+            id,
+            mmu: Mmu::new(shared.memory.clone()),
+            shared,
+            cache: BlockCache::default(),
+            counters: Counters::default(),
+        }
+    }
 }

@@ -20,6 +20,85 @@
 //! a log, and the operation runs again from its start with the log at hand
 //! ([`mmio`]); so no operation needs to be cut in two.
 
+mod apic;
+mod buslock;
+mod cache;
+mod clock;
+pub mod counters;
 pub mod cpu;
+mod cpuid;
+mod decode;
+#[cfg(any(test, feature = "difftest"))]
+pub mod difftest;
+mod exec;
 pub mod flags;
+pub mod interrupt;
+mod mailbox;
+mod mmio;
+pub mod mmu;
+mod msr;
+pub mod native;
+mod operation;
+mod partition;
+pub mod scalar;
+pub mod segment;
+mod stack;
+mod state;
+pub mod system;
+#[cfg(any(test, feature = "difftest"))]
+pub mod testing;
 pub mod trap;
+mod vcpu;
+
+use std::sync::Arc;
+
+use favo_accel::cpuid::CpuidTable;
+use favo_accel::{AccelError, Accelerator, EngineKind, Partition, PartitionConfig};
+
+/// The software engine on this host.
+pub struct SoftAccelerator {
+    cpuid: CpuidTable,
+}
+
+impl SoftAccelerator {
+    /// The most processors of one machine: each is a thread.
+    const MAX_VCPUS: u32 = 64;
+
+    /// Prepares the engine: there is always one, unless the host forbids
+    /// executable memory.
+    pub fn new() -> Result<Self, AccelError> {
+        native::initialize().map_err(|error| AccelError::Unavailable {
+            engine: EngineKind::Soft,
+            reason: error.to_string(),
+        })?;
+        Ok(Self { cpuid: cpuid::supported() })
+    }
+}
+
+impl Accelerator for SoftAccelerator {
+    fn kind(&self) -> EngineKind {
+        EngineKind::Soft
+    }
+
+    fn max_vcpus(&self) -> u32 {
+        Self::MAX_VCPUS
+    }
+
+    fn supported_cpuid(&self) -> &CpuidTable {
+        &self.cpuid
+    }
+
+    fn create_partition(
+        &self,
+        config: PartitionConfig,
+    ) -> Result<Arc<dyn Partition>, AccelError> {
+        if config.vcpus == 0 || config.vcpus > Self::MAX_VCPUS {
+            return Err(AccelError::Unsupported(format!(
+                "a machine on the soft engine has 1 to {} processors, not {}",
+                Self::MAX_VCPUS,
+                config.vcpus
+            )));
+        }
+        Ok(Arc::new(partition::SoftPartition::new(config)))
+    }
+}

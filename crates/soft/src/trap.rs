@@ -1,19 +1,20 @@
 //! Why an operation did not complete.
 
-use favo_accel::VcpuExit;
-
 /// What an operation returns.
 pub type Exec<T = ()> = Result<T, Trap>;
 
 /// Why an operation did not complete. It has changed nothing the guest can
 /// see, and its RIP is still that of the instruction, unless said otherwise.
+///
+/// Eight bytes, so that an operation's result travels in a register; what does
+/// not fit lies in the processor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Trap {
     /// The guest gets an exception.
     Exception(Exception),
-    /// The caller of the virtual processor must do something first; then the
-    /// instruction runs again (see [`crate::mmio`]).
-    Exit(VcpuExit),
+    /// The caller of the virtual processor must do what [`crate::cpu::Cpu::exit`]
+    /// says first; then the instruction runs again (see [`crate::mmio`]).
+    Exit,
     /// The instruction is complete, RIP has moved, and the block must end:
     /// the mode, the page tables, or the code itself may have changed, or
     /// interrupts may have become deliverable.
@@ -35,8 +36,11 @@ impl From<Exception> for Trap {
 pub enum Exception {
     /// #DE, vector 0.
     DivideError,
-    /// #DB, vector 1, with the bits to set in DR6.
-    Debug(u64),
+    /// #DB, vector 1, behind the instruction, with the bits to set in DR6.
+    Debug(u16),
+    /// #DB, vector 1, instead of the instruction: a breakpoint on it, or a
+    /// debug register that is guarded.
+    DebugFault(u16),
     /// #BP, vector 3. RIP is already behind the INT3.
     Breakpoint,
     /// #OF, vector 4. RIP is already behind the INTO.
@@ -57,10 +61,8 @@ pub enum Exception {
     Stack(u16),
     /// #GP, vector 13, with a selector error code or 0.
     GeneralProtection(u16),
-    /// #PF, vector 14.
+    /// #PF, vector 14. The address is [`crate::cpu::Cpu::fault_address`].
     PageFault {
-        /// What goes into CR2.
-        address: u64,
         /// P, W, U, RSVD, I as pushed (SDM vol. 3, 4.7).
         error_code: u32,
     },
@@ -77,7 +79,7 @@ impl Exception {
     pub const fn vector(self) -> u8 {
         match self {
             Self::DivideError => 0,
-            Self::Debug(_) => 1,
+            Self::Debug(_) | Self::DebugFault(_) => 1,
             Self::Breakpoint => 3,
             Self::Overflow => 4,
             Self::BoundRange => 5,
@@ -103,7 +105,7 @@ impl Exception {
             | Self::SegmentNotPresent(code)
             | Self::Stack(code)
             | Self::GeneralProtection(code) => Some(code as u32),
-            Self::PageFault { error_code, .. } => Some(error_code),
+            Self::PageFault { error_code } => Some(error_code),
             _ => None,
         }
     }
@@ -119,3 +121,5 @@ impl Exception {
 pub const GP0: Trap = Trap::Exception(Exception::GeneralProtection(0));
 /// #UD.
 pub const UD: Trap = Trap::Exception(Exception::InvalidOpcode);
+
+const _: () = assert!(size_of::<Exec>() == 8);

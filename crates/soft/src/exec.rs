@@ -1,0 +1,210 @@
+//! The operations, one file per family, and the loop that runs them.
+
+pub(crate) mod alu;
+pub(crate) mod bcd;
+pub(crate) mod bits;
+pub(crate) mod flow;
+pub(crate) mod moves;
+pub(crate) mod muldiv;
+pub(crate) mod operand;
+pub(crate) mod shift;
+pub(crate) mod stack;
+pub(crate) mod string;
+pub(crate) mod system;
+pub(crate) mod vector;
+pub(crate) mod vector_special;
+pub(crate) mod x87;
+pub(crate) mod xsave;
+
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use favo_accel::state::InterruptShadow;
+
+use crate::cache::Block;
+use crate::clock::host_tsc;
+use crate::cpu::{CodeSize, Cpu, rflags};
+use crate::decode;
+use crate::mmu::{Access, Want};
+use crate::segment::is_canonical;
+use crate::trap::{Exception, Exec, GP0, Trap};
+
+impl Cpu {
+    /// Runs until something needs attention: a trap, `attention` is not zero
+    /// (looked at before every block), or the host TSC reaches `deadline`
+    /// (looked at every so many blocks).
+    pub fn run(&mut self, attention: &AtomicU32, deadline: Option<u64>) -> Trap {
+        let mut blocks = 0u32;
+        while attention.load(Ordering::Relaxed) == 0 {
+            blocks = blocks.wrapping_add(1);
+            if blocks.is_multiple_of(BLOCKS_PER_CLOCK_READ)
+                && deadline.is_some_and(|deadline| host_tsc() >= deadline)
+            {
+                break;
+            }
+            // After a trap, and after an instruction that was run alone, the
+            // run loop looks whether something became deliverable.
+            if self.needs_care() {
+                return self.run_one().err().unwrap_or(Trap::EndBlock);
+            }
+            if let Err(trap) = self.run_block() {
+                return trap;
+            }
+        }
+        Trap::EndBlock
+    }
+
+    /// Something holds that is looked at after every instruction.
+    #[inline(always)]
+    fn needs_care(&self) -> bool {
+        self.system_flags & (rflags::TF | rflags::RF) != 0
+            || self.shadow != InterruptShadow::None
+            || self.debug.dr7 & 0xff != 0
+            || !self.log.is_empty()
+    }
+
+    #[inline(always)]
+    fn run_block(&mut self) -> Exec {
+        let block = self.next_block()?;
+        let count = block.operations.len() as u32;
+        self.operations_left = count;
+        let mut operation = block.operations.as_ptr();
+        let mut outcome = Ok(());
+        while self.operations_left != 0 {
+            self.operations_left -= 1;
+            // SAFETY: the counter starts at the number of operations and only
+            // ever shrinks, so the pointer stays inside the slice; `block`
+            // keeps the slice alive.
+            let current = unsafe { &*operation };
+            // SAFETY: as above; one past the end is allowed.
+            operation = unsafe { operation.add(1) };
+            outcome = (current.handler)(self, current);
+            if outcome.is_err() {
+                break;
+            }
+        }
+        // SAFETY: both point into the same slice.
+        let executed = unsafe { operation.offset_from(block.operations.as_ptr()) } as u64;
+        let completed = !matches!(outcome, Err(Trap::Exception(_) | Trap::Exit | Trap::TripleFault));
+        self.counters.instructions += executed - u64::from(!completed);
+        outcome
+    }
+
+    /// Runs one instruction with everything that is checked around it:
+    /// breakpoints, the trap flag, the interrupt shadow, a pending answer.
+    pub fn run_one(&mut self) -> Exec {
+        if self.system_flags & rflags::RF == 0 {
+            self.check_instruction_breakpoint()?;
+        }
+        let shadow = self.shadow;
+        let resume_flag = self.system_flags & rflags::RF;
+        let trap_flag = self.system_flags & rflags::TF != 0;
+        self.breakpoint_hits = 0;
+        self.log.rewind();
+        let block = self.next_block()?;
+        let operation = block.operations[0];
+        self.operations_left = 0;
+        let outcome = (operation.handler)(self, &operation);
+        match outcome {
+            Ok(()) | Err(Trap::EndBlock | Trap::Halt) => {}
+            Err(Trap::Exit) => return Err(Trap::Exit),
+            Err(trap) => {
+                self.log.finish();
+                return Err(trap);
+            }
+        }
+        self.log.finish();
+        self.counters.instructions += 1;
+        // An RF that IRET has just loaded is for the next instruction.
+        self.system_flags &= !resume_flag;
+        // The shadow lasts for one instruction, unless that one set it anew.
+        if self.shadow == shadow {
+            self.shadow = InterruptShadow::None;
+        }
+        let mut hits = self.take_data_breakpoints();
+        if trap_flag {
+            hits |= DR6_SINGLE_STEP;
+        }
+        if hits != 0 && shadow != InterruptShadow::MovSs {
+            return Err(Exception::Debug(hits).into());
+        }
+        outcome
+    }
+
+    /// The block at RIP.
+    #[inline(always)]
+    fn next_block(&mut self) -> Exec<Rc<Block>> {
+        let linear = self.rip.wrapping_add(self.bases[1]);
+        let mode = self.code_size as u64 | if self.cpl == 3 { 4 } else { 0 };
+        match self.cache.near(linear, mode) {
+            Some(block) if self.code_size == CodeSize::Bits64 => Ok(block),
+            _ => self.find_block(linear, mode),
+        }
+    }
+
+    #[inline(never)]
+    fn find_block(&mut self, linear: u64, mode: u64) -> Exec<Rc<Block>> {
+        let (linear, most) = match self.code_size {
+            CodeSize::Bits64 if !is_canonical(self.rip) => return Err(GP0),
+            CodeSize::Bits64 => (linear, u64::MAX),
+            _ => {
+                let limit = u64::from(self.cs().limit);
+                let left = limit.checked_sub(self.rip).ok_or(GP0)?;
+                (linear & 0xffff_ffff, left + 1)
+            }
+        };
+        let first = self.translate(linear, Access::Data, Want::Execute)?;
+        if let Some(block) = self.cache.find(first.physical, self.code_size) {
+            match &block.second {
+                _ if u64::from(block.length) > most => {}
+                None => {
+                    self.cache.remember(linear, mode, first.global, &block);
+                    return Ok(block);
+                }
+                // An instruction across two pages is not remembered by its
+                // linear address: both translations are checked every time.
+                Some((physical, _)) => {
+                    let next = (linear & !0xfff).wrapping_add(0x1000);
+                    if self.translate(next, Access::Data, Want::Execute)?.physical == *physical {
+                        return Ok(block);
+                    }
+                }
+            }
+        }
+        let block = decode::block(self, linear, first.physical, most)?;
+        self.counters.blocks_decoded += 1;
+        let remember = block.second.is_none();
+        let block = self.cache.insert(first.physical, self.code_size, block);
+        if remember {
+            self.cache.remember(linear, mode, first.global, &block);
+        }
+        Ok(block)
+    }
+
+    /// #DB before the instruction, if a breakpoint says so (SDM vol. 3, 18.2).
+    fn check_instruction_breakpoint(&mut self) -> Exec {
+        let dr7 = self.debug.dr7;
+        if dr7 & 0xff == 0 {
+            return Ok(());
+        }
+        let linear = self.rip.wrapping_add(self.bases[1]);
+        let mut hits = 0;
+        for number in 0..4 {
+            let kind = dr7 >> (16 + 4 * number) & 3;
+            let enabled = dr7 >> (2 * number) & 3 != 0;
+            if enabled && kind == 0 && self.debug.address[number as usize] == linear {
+                hits |= 1 << number;
+            }
+        }
+        if hits == 0 { Ok(()) } else { Err(Exception::DebugFault(hits).into()) }
+    }
+
+    fn take_data_breakpoints(&mut self) -> u16 {
+        std::mem::take(&mut self.breakpoint_hits)
+    }
+}
+
+/// How many blocks run between two looks at the clock; some microseconds.
+const BLOCKS_PER_CLOCK_READ: u32 = 64;
+/// DR6.BS.
+const DR6_SINGLE_STEP: u16 = 1 << 14;

@@ -1,0 +1,499 @@
+//! From linear addresses to host memory.
+//!
+//! A direct-mapped table of translations in front of the page walk
+//! ([`walk`]). Three tables, by who asks: supervisor code, user code, and
+//! supervisor code with EFLAGS.AC set, for which SMAP does not hold. A tag
+//! says "this access is allowed and goes there"; everything else, the first
+//! write to a clean page and device memory included, misses and takes the slow
+//! way. Stores look at the page's notice flags after the bytes are written
+//! (`favo_accel::memory::pages` has the protocol with the code caches).
+
+mod walk;
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use favo_accel::memory::pages::{NOTICE, RegionPages};
+use favo_accel::{GuestMemory, PAGE_SIZE};
+
+use crate::cpu::{CodeSize, Cpu, cr0, cr4, rflags};
+use crate::scalar::Scalar;
+use crate::segment::is_canonical;
+use crate::trap::{Exception, Exec, GP0};
+
+pub(crate) use walk::Translation;
+
+const ENTRIES: usize = 1024;
+const PAGE_MASK: u64 = PAGE_SIZE - 1;
+/// Never a page address.
+const NO_TAG: u64 = 1;
+
+/// Who accesses memory, and for what.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// The program's data, with the rights of its privilege level.
+    Data,
+    /// The same through SS: its faults are #SS.
+    Stack,
+    /// The processor itself: descriptor tables, task state, inner stacks.
+    System,
+}
+
+/// What an access wants.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Want {
+    Read,
+    Write,
+    Execute,
+}
+
+/// Which table an access uses.
+const SUPERVISOR: usize = 0;
+const USER: usize = 1;
+const SUPERVISOR_AC: usize = 2;
+
+#[derive(Clone, Copy)]
+struct Entry {
+    /// Host address minus linear address.
+    addend: u64,
+    /// The page's notice flags.
+    flags: *const AtomicU8,
+    /// Guest-physical page.
+    physical: u64,
+    global: bool,
+}
+
+struct Table {
+    read: [u64; ENTRIES],
+    write: [u64; ENTRIES],
+    entries: [Entry; ENTRIES],
+}
+
+impl Table {
+    fn new() -> Box<Self> {
+        let entry = Entry { addend: 0, flags: std::ptr::null(), physical: 0, global: false };
+        Box::new(Self {
+            read: [NO_TAG; ENTRIES],
+            write: [NO_TAG; ENTRIES],
+            entries: [entry; ENTRIES],
+        })
+    }
+
+    fn clear(&mut self) {
+        self.read.fill(NO_TAG);
+        self.write.fill(NO_TAG);
+    }
+
+    fn clear_non_global(&mut self) {
+        for (index, entry) in self.entries.iter().enumerate() {
+            if !entry.global {
+                self.read[index] = NO_TAG;
+                self.write[index] = NO_TAG;
+            }
+        }
+    }
+
+    fn clear_page(&mut self, linear: u64) {
+        let index = index(linear);
+        self.read[index] = NO_TAG;
+        self.write[index] = NO_TAG;
+    }
+}
+
+/// The translation tables of one processor. Only its own thread touches them.
+pub(crate) struct Mmu {
+    memory: GuestMemory,
+    tables: [Box<Table>; 3],
+    /// The table of the code that runs now. Derived.
+    current: usize,
+}
+
+// SAFETY: the pointers lead into guest memory's page flags, which `memory`
+// keeps alive, and are only followed by whichever thread owns the processor.
+unsafe impl Send for Mmu {}
+
+/// A place in RAM.
+#[derive(Clone, Copy)]
+pub(crate) struct RamPlace<'a> {
+    pub host: *mut u8,
+    pub pages: &'a RegionPages,
+    /// Index in `pages`.
+    pub page: usize,
+}
+
+#[inline(always)]
+fn index(linear: u64) -> usize {
+    (linear >> 12) as usize & (ENTRIES - 1)
+}
+
+impl Mmu {
+    pub(crate) fn new(memory: GuestMemory) -> Self {
+        Self { memory, tables: [Table::new(), Table::new(), Table::new()], current: SUPERVISOR }
+    }
+
+    pub(crate) fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// Where a guest-physical address lies, if it is RAM.
+    pub(crate) fn ram(&self, physical: u64) -> Option<RamPlace<'_>> {
+        self.memory.regions().iter().find_map(|region| {
+            let offset = physical.wrapping_sub(region.start.0);
+            (offset < region.size.bytes()).then(|| RamPlace {
+                // SAFETY: the offset is inside the region's mapping.
+                host: unsafe { region.host_address.0.add(offset as usize) },
+                pages: &region.pages,
+                page: (offset / PAGE_SIZE) as usize,
+            })
+        })
+    }
+
+    fn fill(&mut self, table: usize, linear: u64, translation: &Translation, watched: bool) {
+        let Some(place) = self.ram(translation.physical & !PAGE_MASK) else { return };
+        let flags: *const AtomicU8 = &place.pages.flags()[place.page];
+        let page = linear & !PAGE_MASK;
+        let entry = Entry {
+            addend: (place.host as u64).wrapping_sub(page),
+            flags,
+            physical: translation.physical & !PAGE_MASK,
+            global: translation.global,
+        };
+        let index = index(linear);
+        let table = &mut self.tables[table];
+        table.entries[index] = entry;
+        // Accesses to a watched page always take the slow way.
+        table.read[index] = if watched { NO_TAG } else { page };
+        table.write[index] = if translation.writable && !watched { page } else { NO_TAG };
+    }
+}
+
+impl Cpu {
+    /// Which table data accesses use now; part of [`Cpu::update_mode`].
+    pub(crate) fn update_mmu_mode(&mut self) {
+        self.mmu.current = if self.cpl == 3 {
+            USER
+        } else if self.cr4 & cr4::SMAP != 0 && self.system_flags & rflags::AC != 0 {
+            SUPERVISOR_AC
+        } else {
+            SUPERVISOR
+        };
+    }
+
+    #[inline(always)]
+    fn table_for(&self, access: Access) -> usize {
+        if access == Access::System { SUPERVISOR } else { self.mmu.current }
+    }
+
+    /// Reads at a linear address.
+    #[inline(always)]
+    pub fn read_linear<T: Scalar>(&mut self, address: u64, access: Access) -> Exec<T> {
+        let table = &self.mmu.tables[self.table_for(access)];
+        let index = index(address);
+        // The page of the last byte: an access that crosses pages can't match,
+        // because the next page belongs to the next index.
+        if table.read[index] == address.wrapping_add(T::SIZE as u64 - 1) & !PAGE_MASK {
+            let host = table.entries[index].addend.wrapping_add(address) as *const u8;
+            // SAFETY: the tag vouches that this page is RAM, mapped at
+            // `addend`, and the access lies inside it.
+            return Ok(unsafe { T::load(host) });
+        }
+        self.read_slow(address, T::SIZE, access).map(T::from_u64)
+    }
+
+    /// Writes at a linear address.
+    #[inline(always)]
+    pub fn write_linear<T: Scalar>(&mut self, address: u64, value: T, access: Access) -> Exec {
+        let table = &self.mmu.tables[self.table_for(access)];
+        let index = index(address);
+        if table.write[index] == address.wrapping_add(T::SIZE as u64 - 1) & !PAGE_MASK {
+            let entry = &table.entries[index];
+            let host = entry.addend.wrapping_add(address) as *mut u8;
+            // SAFETY: as in `read_linear`; `flags` lives as long as the memory.
+            let noticed = unsafe {
+                T::store(host, value);
+                (*entry.flags).load(Ordering::Relaxed) & NOTICE != 0
+            };
+            if noticed {
+                self.notice_write(entry.physical);
+            }
+            return Ok(());
+        }
+        self.write_slow(address, value.to_u64(), T::SIZE, access)
+    }
+
+    /// A page somebody watches was written: tell, and have the running block
+    /// end, for it may have been the code that was written.
+    #[cold]
+    pub(crate) fn notice_write(&mut self, physical: u64) {
+        if let Some(place) = self.mmu.ram(physical) {
+            place.pages.note_write(place.page);
+        }
+        self.operations_left = 0;
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn read_slow(&mut self, address: u64, size: usize, access: Access) -> Exec<u64> {
+        self.check_canonical(address, size, access)?;
+        let first = (PAGE_SIZE - (address & PAGE_MASK)) as usize;
+        if first < size {
+            let next = self.wrap(address.wrapping_add(first as u64));
+            self.watch(address, size, Want::Read);
+            let low_page = self.translate(address, access, Want::Read)?;
+            let high_page = self.translate(next, access, Want::Read)?;
+            let low = self.read_physical(low_page.physical, first)?;
+            let high = self.read_physical(high_page.physical, size - first)?;
+            return Ok(low | high << (8 * first));
+        }
+        let translation = self.translate(address, access, Want::Read)?;
+        let table = self.table_for(access);
+        let watched = self.watch(address, size, Want::Read);
+        self.mmu.fill(table, address, &translation, watched);
+        self.read_physical(translation.physical, size)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn write_slow(&mut self, address: u64, value: u64, size: usize, access: Access) -> Exec {
+        self.check_canonical(address, size, access)?;
+        let first = (PAGE_SIZE - (address & PAGE_MASK)) as usize;
+        if first < size {
+            // Both pages must be writable before the first byte is.
+            let next = self.wrap(address.wrapping_add(first as u64));
+            self.watch(address, size, Want::Write);
+            let low_page = self.translate(address, access, Want::Write)?;
+            let high_page = self.translate(next, access, Want::Write)?;
+            self.write_physical(low_page.physical, value, first)?;
+            return self.write_physical(high_page.physical, value >> (8 * first), size - first);
+        }
+        let translation = self.translate(address, access, Want::Write)?;
+        let table = self.table_for(access);
+        let watched = self.watch(address, size, Want::Write);
+        self.mmu.fill(table, address, &translation, watched);
+        self.write_physical(translation.physical, value, size)
+    }
+
+    /// Whether a data breakpoint lies on this page; one that the access meets
+    /// is remembered until the instruction is complete (SDM vol. 3, 18.2.4).
+    fn watch(&mut self, address: u64, size: usize, want: Want) -> bool {
+        let dr7 = self.debug.dr7;
+        if dr7 & 0xff == 0 {
+            return false;
+        }
+        let mut watched = false;
+        for number in 0..4 {
+            let (kind, length) = (dr7 >> (16 + 4 * number) & 3, dr7 >> (18 + 4 * number) & 3);
+            if dr7 >> (2 * number) & 3 == 0 || kind & 1 == 0 {
+                continue;
+            }
+            let length = [1, 2, 8, 4][length as usize];
+            let start = self.debug.address[number as usize] & !(length - 1);
+            watched |= start & !PAGE_MASK == address & !PAGE_MASK;
+            let meets = start < address.wrapping_add(size as u64) && address < start + length;
+            if meets && (kind == 3 || want == Want::Write) {
+                self.breakpoint_hits |= 1 << number;
+            }
+        }
+        watched
+    }
+
+    /// Linear addresses are 32 bits wide outside 64-bit mode.
+    fn wrap(&self, address: u64) -> u64 {
+        if self.code_size == CodeSize::Bits64 || self.long_mode {
+            address
+        } else {
+            address & 0xffff_ffff
+        }
+    }
+
+    fn check_canonical(&self, address: u64, size: usize, access: Access) -> Exec {
+        if !self.long_mode {
+            return Ok(());
+        }
+        let last = address.wrapping_add(size as u64 - 1);
+        if is_canonical(address) && is_canonical(last) {
+            Ok(())
+        } else if access == Access::Stack {
+            Err(Exception::Stack(0).into())
+        } else {
+            Err(GP0)
+        }
+    }
+
+    /// Reads up to 8 bytes inside one page.
+    fn read_physical(&mut self, physical: u64, size: usize) -> Exec<u64> {
+        let Some(place) = self.mmu.ram(physical) else {
+            return self.read_device(physical, size);
+        };
+        let host = place.host;
+        // SAFETY: the bytes lie inside one page of RAM.
+        Ok(unsafe {
+            match size {
+                1 => u8::load(host).into(),
+                2 => u16::load(host).into(),
+                4 => u32::load(host).into(),
+                8 => u64::load(host),
+                _ => (0..size).rev().fold(0, |value, byte| {
+                    value << 8 | u64::from(u8::load(host.add(byte)))
+                }),
+            }
+        })
+    }
+
+    /// Writes up to 8 bytes inside one page.
+    fn write_physical(&mut self, physical: u64, value: u64, size: usize) -> Exec {
+        let Some(place) = self.mmu.ram(physical) else {
+            return self.write_device(physical, value, size);
+        };
+        let host = place.host;
+        // SAFETY: as above.
+        unsafe {
+            match size {
+                1 => u8::store(host, value as u8),
+                2 => u16::store(host, value as u16),
+                4 => u32::store(host, value as u32),
+                8 => u64::store(host, value),
+                _ => (0..size).for_each(|byte| u8::store(host.add(byte), (value >> (8 * byte)) as u8)),
+            }
+        }
+        if place.pages.flags()[place.page].load(Ordering::Relaxed) & NOTICE != 0 {
+            self.notice_write(physical);
+        }
+        Ok(())
+    }
+
+    /// Where `length` bytes inside one page lie on the host, if they are RAM
+    /// that may be accessed so. A writer calls [`Cpu::written`] afterwards.
+    pub(crate) fn host_range(
+        &mut self,
+        address: u64,
+        length: usize,
+        access: Access,
+        want: Want,
+    ) -> Exec<Option<*mut u8>> {
+        debug_assert!((address & PAGE_MASK) as usize + length <= PAGE_SIZE as usize);
+        let table = self.table_for(access);
+        let index = index(address);
+        let tags = match want {
+            Want::Write => &self.mmu.tables[table].write,
+            _ => &self.mmu.tables[table].read,
+        };
+        if tags[index] == address & !PAGE_MASK {
+            let addend = self.mmu.tables[table].entries[index].addend;
+            return Ok(Some(addend.wrapping_add(address) as *mut u8));
+        }
+        self.check_canonical(address, length.max(1), access)?;
+        let translation = self.translate(address, access, want)?;
+        let watched = self.watch(address, length, want);
+        self.mmu.fill(table, address, &translation, watched);
+        Ok(self.mmu.ram(translation.physical).map(|place| place.host))
+    }
+
+    /// Bytes at a linear address were written through [`Cpu::host_range`].
+    pub(crate) fn written(&mut self, address: u64, access: Access) {
+        let entry = self.mmu.tables[self.table_for(access)].entries[index(address)];
+        // SAFETY: `host_range` filled this entry a moment ago; flags live as
+        // long as the memory.
+        if unsafe { (*entry.flags).load(Ordering::Relaxed) } & NOTICE != 0 {
+            self.notice_write(entry.physical);
+        }
+    }
+
+    /// Reads bytes; they may cross pages.
+    pub fn read_bytes(&mut self, address: u64, bytes: &mut [u8], access: Access) -> Exec {
+        for (offset, byte) in bytes.iter_mut().enumerate() {
+            let address = self.wrap(address.wrapping_add(offset as u64));
+            *byte = self.read_linear(address, access)?;
+        }
+        Ok(())
+    }
+
+    /// Writes bytes; all pages are checked before the first byte is written.
+    pub fn write_bytes(&mut self, address: u64, bytes: &[u8], access: Access) -> Exec {
+        self.check_writable(address, bytes.len(), access)?;
+        for (offset, byte) in bytes.iter().enumerate() {
+            let address = self.wrap(address.wrapping_add(offset as u64));
+            self.write_linear(address, *byte, access)?;
+        }
+        Ok(())
+    }
+
+    /// Faults unless `length` bytes may be written.
+    pub(crate) fn check_writable(&mut self, address: u64, length: usize, access: Access) -> Exec {
+        if length == 0 {
+            return Ok(());
+        }
+        self.check_canonical(address, length, access)?;
+        let mut page = address;
+        let last = address.wrapping_add(length as u64 - 1);
+        loop {
+            self.translate(self.wrap(page), access, Want::Write)?;
+            if page & !PAGE_MASK == last & !PAGE_MASK {
+                return Ok(());
+            }
+            page = (page & !PAGE_MASK).wrapping_add(PAGE_SIZE);
+        }
+    }
+
+    /// Translates, or raises the page fault.
+    pub(crate) fn translate(
+        &mut self,
+        address: u64,
+        access: Access,
+        want: Want,
+    ) -> Exec<Translation> {
+        if self.cr0 & cr0::PG == 0 {
+            let physical = address & 0xffff_ffff;
+            return Ok(Translation { physical, writable: true, global: false });
+        }
+        self.counters.page_walks += 1;
+        let user = self.cpl == 3 && access != Access::System;
+        let ignores_smap = access != Access::System && self.system_flags & rflags::AC != 0;
+        self.walk(address, want, user, ignores_smap).map_err(|error_code| {
+            self.fault_address = address;
+            Exception::PageFault { error_code }.into()
+        })
+    }
+
+    /// Drops every translation.
+    pub fn flush_tlb_all(&mut self) {
+        self.mmu.tables.iter_mut().for_each(|table| table.clear());
+        self.cache.forget_all_addresses();
+    }
+
+    /// Drops every translation of a page that is not global.
+    pub fn flush_tlb_non_global(&mut self) {
+        self.mmu.tables.iter_mut().for_each(|table| table.clear_non_global());
+        self.cache.forget_local_addresses();
+    }
+
+    /// Drops the translations of one page, in the current address space.
+    pub fn flush_tlb_page(&mut self, address: u64) {
+        self.mmu.tables.iter_mut().for_each(|table| table.clear_page(address));
+        self.cache.forget_page(address);
+    }
+
+    /// INVPCID of one page: translations aren't kept for address spaces other
+    /// than the current one, so there is at most that one to drop.
+    pub fn flush_tlb_page_of_pcid(&mut self, _pcid: u16, address: u64) {
+        self.flush_tlb_page(address);
+    }
+
+    /// INVPCID of one address space.
+    pub fn flush_tlb_pcid(&mut self, _pcid: u16) {
+        self.flush_tlb_non_global();
+    }
+
+    /// CR3 was written. Whether the new address space's translations may be
+    /// kept does not matter: none are.
+    pub(crate) fn address_space_changed(&mut self, _keep: bool) {
+        if self.cr4 & cr4::PGE != 0 {
+            self.flush_tlb_non_global();
+        } else {
+            self.flush_tlb_all();
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "mmu_test.rs"]
+mod test;

@@ -1,0 +1,250 @@
+//! One machine's processors as a whole: interrupts between them and to them,
+//! and the clock they share.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use favo_accel::cpuid::CpuidTable;
+use favo_accel::state::{ClockState, VcpuState};
+use favo_accel::{
+    AccelError, DirtyLog, EngineKind, GuestMemory, Msi, PAGE_SIZE, Partition, PartitionConfig,
+    Vcpu, VcpuId,
+};
+use favo_types::GuestAddress;
+
+use crate::clock::{Scale, host_tsc, tsc_khz};
+use crate::mailbox::{Mailbox, attention};
+use crate::vcpu::SoftVcpu;
+
+/// What all processors of a machine share.
+pub(crate) struct Shared {
+    pub(crate) memory: GuestMemory,
+    mailboxes: Vec<Mailbox>,
+    pub(crate) tsc_khz: u32,
+    pub(crate) scale: Scale,
+    clock: Mutex<ClockBase>,
+    /// Where lowest-priority interrupts go next.
+    next_lowest: AtomicU32,
+    /// How often the clock was set: processors then rewrite their pages.
+    pub(crate) clock_generation: AtomicU64,
+}
+
+/// kvmclock read `nanoseconds` when the host TSC read `host_tsc`.
+#[derive(Clone, Copy)]
+struct ClockBase {
+    host_tsc: u64,
+    nanoseconds: u64,
+}
+
+/// An interrupt on its way (SDM vol. 3, 11.6.1).
+#[derive(Clone, Copy, Debug)]
+struct Message {
+    vector: u8,
+    mode: u8,
+    level: bool,
+    destination: u32,
+    logical: bool,
+}
+
+/// Delivery modes.
+mod mode {
+    pub const FIXED: u8 = 0;
+    pub const LOWEST: u8 = 1;
+    pub const NMI: u8 = 4;
+    pub const INIT: u8 = 5;
+    pub const STARTUP: u8 = 6;
+    pub const EXTINT: u8 = 7;
+}
+
+impl Shared {
+    pub(crate) fn new(config: PartitionConfig) -> Self {
+        let khz = tsc_khz();
+        Self {
+            memory: config.memory,
+            mailboxes: (0..config.vcpus).map(|_| Mailbox::default()).collect(),
+            tsc_khz: khz,
+            scale: Scale::for_khz(khz),
+            clock: Mutex::new(ClockBase { host_tsc: host_tsc(), nanoseconds: 0 }),
+            next_lowest: AtomicU32::new(0),
+            clock_generation: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn mailbox(&self, id: u32) -> &Mailbox {
+        &self.mailboxes[id as usize]
+    }
+
+    /// kvmclock at a host TSC, with the pair it is computed from.
+    pub(crate) fn clock_base(&self) -> (u64, u64) {
+        let base = *self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        (base.host_tsc, base.nanoseconds)
+    }
+
+    pub(crate) fn kvmclock(&self, host_tsc: u64) -> u64 {
+        let (tsc, nanoseconds) = self.clock_base();
+        nanoseconds + self.scale.nanoseconds(host_tsc.saturating_sub(tsc))
+    }
+
+    fn send(&self, message: Message, skip: Option<u32>) {
+        let addressed = |id: &u32| {
+            Some(*id) != skip
+                && self.mailbox(*id).is_addressed(*id, message.destination, message.logical)
+        };
+        let all = 0..self.mailboxes.len() as u32;
+        if message.mode == mode::LOWEST {
+            // Any of them will do: take turns.
+            let targets: Vec<u32> = all.filter(addressed).collect();
+            if let Some(turn) = (self.next_lowest.fetch_add(1, Ordering::Relaxed) as usize)
+                .checked_rem(targets.len())
+            {
+                self.deliver(targets[turn], message);
+            }
+            return;
+        }
+        all.filter(addressed).for_each(|id| self.deliver(id, message));
+    }
+
+    fn deliver(&self, id: u32, message: Message) {
+        let mailbox = self.mailbox(id);
+        match message.mode {
+            mode::FIXED | mode::LOWEST | mode::EXTINT => {
+                mailbox.interrupt(message.vector, message.level);
+            }
+            mode::NMI => mailbox.raise(attention::NMI),
+            mode::INIT => mailbox.raise(attention::INIT),
+            mode::STARTUP => mailbox.startup(message.vector),
+            _ => {}
+        }
+    }
+
+    /// Sends what processor `from` wrote to its interrupt command register.
+    pub(crate) fn send_ipi(&self, from: u32, icr: u64, x2apic: bool) {
+        let level_assert = icr >> 14 & 1 != 0;
+        let message = Message {
+            vector: icr as u8,
+            mode: (icr >> 8 & 7) as u8,
+            level: false,
+            destination: if x2apic { (icr >> 32) as u32 } else { (icr >> 56) as u32 },
+            logical: icr >> 11 & 1 != 0,
+        };
+        // INIT level de-assert does nothing on processors of this century.
+        if message.mode == mode::INIT && !level_assert && icr >> 15 & 1 != 0 {
+            return;
+        }
+        match icr >> 18 & 3 {
+            0 => self.send(message, None),
+            1 => self.deliver(from, message),
+            shorthand => {
+                let everyone = 0..self.mailboxes.len() as u32;
+                for id in everyone.filter(|id| shorthand == 2 || *id != from) {
+                    self.deliver(id, message);
+                }
+            }
+        }
+    }
+
+    fn signal_msi(&self, msi: Msi) {
+        // FEEx_xxxxH is where local APICs listen.
+        if msi.address & 0xfff0_0000 != 0xfee0_0000 {
+            return;
+        }
+        let high = (msi.address >> 40 & 0xff_ffff) as u32;
+        self.send(
+            Message {
+                vector: msi.data as u8,
+                mode: (msi.data >> 8 & 7) as u8,
+                level: msi.data >> 15 & 1 != 0,
+                destination: (msi.address >> 12 & 0xff) as u32 | high << 8,
+                logical: msi.address >> 2 & 1 != 0,
+            },
+            None,
+        );
+    }
+}
+
+/// A machine on the software engine.
+pub(crate) struct SoftPartition {
+    shared: Arc<Shared>,
+}
+
+impl SoftPartition {
+    pub(crate) fn new(config: PartitionConfig) -> Self {
+        Self { shared: Arc::new(Shared::new(config)) }
+    }
+}
+
+impl Partition for SoftPartition {
+    fn kind(&self) -> EngineKind {
+        EngineKind::Soft
+    }
+
+    fn memory(&self) -> &GuestMemory {
+        &self.shared.memory
+    }
+
+    fn create_vcpu(&self, id: VcpuId, cpuid: CpuidTable) -> Result<Box<dyn Vcpu>, AccelError> {
+        if id.0 as usize >= self.shared.mailboxes.len() {
+            return Err(AccelError::Unsupported(format!(
+                "processor {id} was asked for; this machine was made for {}",
+                self.shared.mailboxes.len()
+            )));
+        }
+        let state = VcpuState::power_on(id.0, cpuid.get(1, 0).eax);
+        Ok(Box::new(SoftVcpu::new(id, cpuid, state, self.shared.clone())?))
+    }
+
+    fn signal_msi(&self, msi: Msi) -> Result<(), AccelError> {
+        self.shared.signal_msi(msi);
+        Ok(())
+    }
+
+    /// Every EOI of a level-triggered interrupt exits; nothing to prepare.
+    fn set_level_triggered_pins(&self, _pins: &[Option<Msi>]) -> Result<(), AccelError> {
+        Ok(())
+    }
+
+    fn tsc_khz(&self) -> u32 {
+        self.shared.tsc_khz
+    }
+
+    fn export_clock(&self) -> Result<ClockState, AccelError> {
+        Ok(ClockState { kvmclock_ns: self.shared.kvmclock(host_tsc()), realtime_ns: realtime() })
+    }
+
+    fn import_clock(&self, clock: &ClockState) -> Result<(), AccelError> {
+        let base = ClockBase { host_tsc: host_tsc(), nanoseconds: clock.kvmclock_ns };
+        *self.shared.clock.lock().unwrap_or_else(PoisonError::into_inner) = base;
+        self.shared.clock_generation.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn dirty_log(&self) -> Option<&dyn DirtyLog> {
+        Some(self)
+    }
+}
+
+impl DirtyLog for SoftPartition {
+    fn start(&self) -> Result<(), AccelError> {
+        self.shared.memory.regions().iter().for_each(|region| region.pages.start_log());
+        Ok(())
+    }
+
+    fn take(&self) -> Result<Vec<GuestAddress>, AccelError> {
+        let pages = self.shared.memory.regions().iter().flat_map(|region| {
+            let dirty = region.pages.take_log().into_iter();
+            dirty.map(|page| GuestAddress(region.start.0 + page as u64 * PAGE_SIZE))
+        });
+        Ok(pages.collect())
+    }
+
+    fn stop(&self) -> Result<(), AccelError> {
+        self.shared.memory.regions().iter().for_each(|region| region.pages.stop_log());
+        Ok(())
+    }
+}
+
+/// The host's real-time clock, nanoseconds since 1970.
+pub(crate) fn realtime() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64)
+}

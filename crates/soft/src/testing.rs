@@ -1,0 +1,1 @@
+//! A processor with a little memory, for tests.
