@@ -42,11 +42,13 @@ impl Cpu {
             {
                 break;
             }
-            let outcome = if self.needs_care() { self.run_one() } else { self.run_block() };
-            match outcome {
-                Ok(()) => {}
-                // The run loop looks whether something became deliverable.
-                Err(trap) => return trap,
+            // After a trap, and after an instruction that was run alone, the
+            // run loop looks whether something became deliverable.
+            if self.needs_care() {
+                return self.run_one().err().unwrap_or(Trap::EndBlock);
+            }
+            if let Err(trap) = self.run_block() {
+                return trap;
             }
         }
         Trap::EndBlock
@@ -95,7 +97,9 @@ impl Cpu {
             self.check_instruction_breakpoint()?;
         }
         let shadow = self.shadow;
+        let resume_flag = self.system_flags & rflags::RF;
         let trap_flag = self.system_flags & rflags::TF != 0;
+        self.breakpoint_hits = 0;
         self.log.rewind();
         let block = self.next_block()?;
         let operation = block.operations[0];
@@ -111,7 +115,8 @@ impl Cpu {
         }
         self.log.finish();
         self.counters.instructions += 1;
-        self.system_flags &= !rflags::RF;
+        // An RF that IRET has just loaded is for the next instruction.
+        self.system_flags &= !resume_flag;
         // The shadow lasts for one instruction, unless that one set it anew.
         if self.shadow == shadow {
             self.shadow = InterruptShadow::None;
@@ -191,7 +196,7 @@ impl Cpu {
                 hits |= 1 << number;
             }
         }
-        if hits == 0 { Ok(()) } else { Err(Exception::Debug(hits).into()) }
+        if hits == 0 { Ok(()) } else { Err(Exception::DebugFault(hits).into()) }
     }
 
     fn take_data_breakpoints(&mut self) -> u16 {

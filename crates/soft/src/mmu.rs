@@ -147,7 +147,7 @@ impl Mmu {
         })
     }
 
-    fn fill(&mut self, table: usize, linear: u64, translation: &Translation) {
+    fn fill(&mut self, table: usize, linear: u64, translation: &Translation, watched: bool) {
         let Some(place) = self.ram(translation.physical & !PAGE_MASK) else { return };
         let flags: *const AtomicU8 = &place.pages.flags()[place.page];
         let page = linear & !PAGE_MASK;
@@ -160,8 +160,9 @@ impl Mmu {
         let index = index(linear);
         let table = &mut self.tables[table];
         table.entries[index] = entry;
-        table.read[index] = page;
-        table.write[index] = if translation.writable { page } else { NO_TAG };
+        // Accesses to a watched page always take the slow way.
+        table.read[index] = if watched { NO_TAG } else { page };
+        table.write[index] = if translation.writable && !watched { page } else { NO_TAG };
     }
 }
 
@@ -236,6 +237,7 @@ impl Cpu {
         let first = (PAGE_SIZE - (address & PAGE_MASK)) as usize;
         if first < size {
             let next = self.wrap(address.wrapping_add(first as u64));
+            self.watch(address, size, Want::Read);
             let low_page = self.translate(address, access, Want::Read)?;
             let high_page = self.translate(next, access, Want::Read)?;
             let low = self.read_physical(low_page.physical, first)?;
@@ -244,7 +246,8 @@ impl Cpu {
         }
         let translation = self.translate(address, access, Want::Read)?;
         let table = self.table_for(access);
-        self.mmu.fill(table, address, &translation);
+        let watched = self.watch(address, size, Want::Read);
+        self.mmu.fill(table, address, &translation, watched);
         self.read_physical(translation.physical, size)
     }
 
@@ -256,6 +259,7 @@ impl Cpu {
         if first < size {
             // Both pages must be writable before the first byte is.
             let next = self.wrap(address.wrapping_add(first as u64));
+            self.watch(address, size, Want::Write);
             let low_page = self.translate(address, access, Want::Write)?;
             let high_page = self.translate(next, access, Want::Write)?;
             self.write_physical(low_page.physical, value, first)?;
@@ -263,8 +267,33 @@ impl Cpu {
         }
         let translation = self.translate(address, access, Want::Write)?;
         let table = self.table_for(access);
-        self.mmu.fill(table, address, &translation);
+        let watched = self.watch(address, size, Want::Write);
+        self.mmu.fill(table, address, &translation, watched);
         self.write_physical(translation.physical, value, size)
+    }
+
+    /// Whether a data breakpoint lies on this page; one that the access meets
+    /// is remembered until the instruction is complete (SDM vol. 3, 18.2.4).
+    fn watch(&mut self, address: u64, size: usize, want: Want) -> bool {
+        let dr7 = self.debug.dr7;
+        if dr7 & 0xff == 0 {
+            return false;
+        }
+        let mut watched = false;
+        for number in 0..4 {
+            let (kind, length) = (dr7 >> (16 + 4 * number) & 3, dr7 >> (18 + 4 * number) & 3);
+            if dr7 >> (2 * number) & 3 == 0 || kind & 1 == 0 {
+                continue;
+            }
+            let length = [1, 2, 8, 4][length as usize];
+            let start = self.debug.address[number as usize] & !(length - 1);
+            watched |= start & !PAGE_MASK == address & !PAGE_MASK;
+            let meets = start < address.wrapping_add(size as u64) && address < start + length;
+            if meets && (kind == 3 || want == Want::Write) {
+                self.breakpoint_hits |= 1 << number;
+            }
+        }
+        watched
     }
 
     /// Linear addresses are 32 bits wide outside 64-bit mode.
@@ -354,7 +383,8 @@ impl Cpu {
         }
         self.check_canonical(address, length.max(1), access)?;
         let translation = self.translate(address, access, want)?;
-        self.mmu.fill(table, address, &translation);
+        let watched = self.watch(address, length, want);
+        self.mmu.fill(table, address, &translation, watched);
         Ok(self.mmu.ram(translation.physical).map(|place| place.host))
     }
 

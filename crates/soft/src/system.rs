@@ -225,6 +225,8 @@ impl Cpu {
             4 | 6 => self.debug.dr6 = value & 0xe00f | 0xffff_0ff0,
             _ => self.debug.dr7 = value & !0xd000 | 0x400,
         }
+        // Watched pages are kept out of the translation tables.
+        self.flush_tlb_all();
         self.update_mode();
         Ok(())
     }
@@ -235,7 +237,7 @@ impl Cpu {
         }
         self.require_ring0()?;
         if self.debug.dr7 & DR7_GD != 0 {
-            return Err(Exception::Debug(1 << 13).into());
+            return Err(Exception::DebugFault(1 << 13).into());
         }
         Ok(())
     }

@@ -126,12 +126,12 @@ fn control(instruction: &Instruction, operation: &mut Operation) -> Option<Handl
         Wrmsr => system::write_msr,
         Mnemonic::Cpuid => system::cpuid,
         Syscall => system::syscall,
-        Sysret => {
+        Sysret | Sysretq => {
             operation.width = if instruction.code() == Code::Sysretq { 8 } else { 4 };
             system::sysret
         }
         Sysenter => system::sysenter,
-        Sysexit => {
+        Sysexit | Sysexitq => {
             operation.width = if instruction.code() == Code::Sysexitq { 8 } else { 4 };
             system::sysexit
         }
