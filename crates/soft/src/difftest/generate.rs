@@ -82,7 +82,6 @@ pub fn excluded(code: Code) -> Option<&'static str> {
         Fxrstor | Fxrstor64 | Fldenv | Frstor => {
             Some("takes its operand from memory that is rarely valid; has its own test")
         }
-        Fnstenv | Fstenv | Fnsave | Fsave => Some("the kernel loses FIP and FDP at each signal"),
         Popf | Popfd | Popfq => Some("TF and AC from memory would trap in the signal handler"),
         In | Out | Insb | Insw | Insd | Outsb | Outsw | Outsd => Some("ports"),
         Mov if code

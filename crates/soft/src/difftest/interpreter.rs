@@ -90,6 +90,7 @@ fn map_pages(memory: &GuestMemory) -> Result<(), favo_accel::MemoryError> {
     for page in 0..CODE_SIZE / PAGE {
         put(CODE_TABLE, page, CODE_PHYSICAL + page * PAGE | TABLE & !2)?;
     }
+    memory.write(GuestAddress(CODE_PHYSICAL), &[0xcc; CODE_SIZE as usize])?;
     for page in 0..DATA_SIZE / PAGE {
         let address = DATA + page * PAGE;
         let inside = |range: &(u64, u64)| range.0 <= address && address < range.1;

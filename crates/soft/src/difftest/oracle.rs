@@ -236,6 +236,7 @@ fn map_code() -> std::io::Result<*mut u8> {
         if execute == libc::MAP_FAILED || write == libc::MAP_FAILED {
             return error();
         }
+        std::ptr::write_bytes(write.cast::<u8>(), 0xcc, size);
         Ok(write.cast())
     }
 }

@@ -58,7 +58,6 @@ fn absent(code: Code) -> Option<&'static str> {
         Fdisi | Feni | Fsetpm | Frstpm | Fstdw | Fstsg => Some("387 and earlier only"),
         Rdpmc => Some("no performance counters are offered"),
         Reservednop => Some("#UD on AMD's processors with a register"),
-        Sysretq | Sysexitq | Sysexit | Sysret => Some("#UD by EFER.SCE or vendor, tested elsewhere"),
         Rsm => Some("there is no system management mode"),
         Getsec | Umonitor => Some("not offered"),
         _ => None,

@@ -270,6 +270,7 @@ impl Cpu {
         bytes: &mut [u8],
         access: crate::mmu::Access,
     ) -> Exec {
+        self.check_canonical(address, bytes.len(), access)?;
         let mut at = address;
         for piece in pieces(bytes.len()) {
             let value = match piece.len() {

@@ -42,7 +42,9 @@ fn store<const SIZE: usize, const SAVE: bool>(cpu: &mut Cpu, operation: &Operati
             to.copy_from_slice(&from[..10]);
         }
     }
-    cpu.check_writable(address, size, access)?;
+    // The first field, then the last byte: it shows in the address of a fault.
+    cpu.check_writable(address, SIZE / 7, access)?;
+    cpu.check_writable(address.wrapping_add(size as u64 - 1), 1, access)?;
     cpu.write_pieces(address, &bytes[..size], access)?;
     if SAVE {
         cpu.initialize_x87();
