@@ -65,6 +65,7 @@ struct Entry {
 struct Table {
     read: [u64; ENTRIES],
     write: [u64; ENTRIES],
+    execute: [u64; ENTRIES],
     entries: [Entry; ENTRIES],
 }
 
@@ -74,6 +75,7 @@ impl Table {
         Box::new(Self {
             read: [NO_TAG; ENTRIES],
             write: [NO_TAG; ENTRIES],
+            execute: [NO_TAG; ENTRIES],
             entries: [entry; ENTRIES],
         })
     }
@@ -81,6 +83,7 @@ impl Table {
     fn clear(&mut self) {
         self.read.fill(NO_TAG);
         self.write.fill(NO_TAG);
+        self.execute.fill(NO_TAG);
     }
 
     fn clear_non_global(&mut self) {
@@ -88,6 +91,7 @@ impl Table {
             if !entry.global {
                 self.read[index] = NO_TAG;
                 self.write[index] = NO_TAG;
+                self.execute[index] = NO_TAG;
             }
         }
     }
@@ -96,6 +100,7 @@ impl Table {
         let index = index(linear);
         self.read[index] = NO_TAG;
         self.write[index] = NO_TAG;
+        self.execute[index] = NO_TAG;
     }
 }
 
@@ -160,9 +165,38 @@ impl Mmu {
         let index = index(linear);
         let table = &mut self.tables[table];
         table.entries[index] = entry;
+        if table.execute[index] != page {
+            table.execute[index] = NO_TAG;
+        }
         // Accesses to a watched page always take the slow way.
         table.read[index] = if watched { NO_TAG } else { page };
         table.write[index] = if translation.writable && !watched { page } else { NO_TAG };
+    }
+}
+
+impl Mmu {
+    /// Remembers where code lies. Data of another page that was remembered at
+    /// the same place is forgotten; data of this page stays reachable.
+    fn fill_execute(&mut self, table: usize, linear: u64, translation: &Translation) {
+        let Some(place) = self.ram(translation.physical & !PAGE_MASK) else { return };
+        let flags: *const AtomicU8 = &place.pages.flags()[place.page];
+        let page = linear & !PAGE_MASK;
+        let entry = Entry {
+            addend: (place.host as u64).wrapping_sub(page),
+            flags,
+            physical: translation.physical & !PAGE_MASK,
+            global: translation.global,
+        };
+        let index = index(linear);
+        let table = &mut self.tables[table];
+        if table.read[index] != page {
+            table.read[index] = NO_TAG;
+        }
+        if table.write[index] != page {
+            table.write[index] = NO_TAG;
+        }
+        table.entries[index] = entry;
+        table.execute[index] = page;
     }
 }
 
@@ -452,6 +486,23 @@ impl Cpu {
             self.fault_address = address;
             Exception::PageFault { error_code }.into()
         })
+    }
+
+    /// Translates the address of an instruction.
+    pub(crate) fn translate_code(&mut self, address: u64) -> Exec<Translation> {
+        let (index, page) = (index(address), address & !PAGE_MASK);
+        let table = &self.mmu.tables[self.mmu.current];
+        if table.execute[index] == page {
+            let Entry { physical, global, .. } = table.entries[index];
+            return Ok(Translation {
+                physical: physical | address & PAGE_MASK,
+                writable: false,
+                global,
+            });
+        }
+        let translation = self.translate(address, Access::Data, Want::Execute)?;
+        self.mmu.fill_execute(self.mmu.current, address, &translation);
+        Ok(translation)
     }
 
     /// Drops every translation.
