@@ -225,6 +225,7 @@ impl Cpu {
             4 | 6 => self.debug.dr6 = value & 0xe00f | 0xffff_0ff0,
             _ => self.debug.dr7 = value & !0xd000 | 0x400,
         }
+        self.breakpoints_changed();
         self.update_mode();
         Ok(())
     }
