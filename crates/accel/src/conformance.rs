@@ -12,12 +12,14 @@
 //! What an engine does not offer in its CPUID, and what a host is known to get
 //! wrong (found out at run time), is skipped with the reason.
 
-mod atomicity;
+mod events;
 mod exceptions;
 mod guest;
 mod harness;
 mod interrupts;
 mod io;
+mod kicks;
+mod memory;
 mod paging;
 mod processors;
 mod state;
@@ -42,8 +44,42 @@ pub struct Case {
     /// Its name, `topic/what-it-shows`.
     pub name: &'static str,
     body: fn(&dyn Accelerator) -> Result<(), Failure>,
-    /// What a KVM without hardware virtualization gets wrong here.
-    excuse: Option<&'static str>,
+    /// What hosts of a known kind get wrong here.
+    excuses: [Option<(KnownHost, &'static str)>; 2],
+}
+
+/// A kind of host whose KVM deviates from a processor in known ways.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum KnownHost {
+    /// KVM has no hardware virtualization under it and interprets unmodified
+    /// guests: it is there although the processor offers neither VMX nor SVM.
+    Interpreting,
+    /// KVM uses virtualization that QEMU's TCG emulates.
+    Tcg,
+}
+
+impl KnownHost {
+    /// Found out at run time, from what the host's processor says of itself.
+    fn is_here(self, accelerator: &dyn Accelerator) -> bool {
+        const VMX: u32 = 1 << 5;
+        const SVM: u32 = 1 << 2;
+        let here = match self {
+            Self::Interpreting => {
+                cpuid::host(1, 0).ecx & VMX == 0 && cpuid::host(0x8000_0001, 0).ecx & SVM == 0
+            }
+            Self::Tcg => cpuid::host(0x4000_0000, 0).ebx.to_le_bytes() == *b"TCGT",
+        };
+        here && accelerator.kind() == EngineKind::Kvm
+    }
+
+    const fn description(self) -> &'static str {
+        match self {
+            Self::Interpreting => {
+                "this host's KVM interprets its guests, having no hardware virtualization"
+            }
+            Self::Tcg => "this host's processor is emulated by QEMU's TCG",
+        }
+    }
 }
 
 impl Case {
@@ -51,42 +87,43 @@ impl Case {
         Self {
             name,
             body,
-            excuse: None,
+            excuses: [None; 2],
         }
     }
 
     /// Where KVM interprets its guests, a failure of this case is the host's
     /// known deviation `why` and counts as skipped.
-    const fn excused(self, why: &'static str) -> Self {
-        Self {
-            excuse: Some(why),
-            ..self
-        }
+    const fn excused(mut self, why: &'static str) -> Self {
+        self.excuses[0] = Some((KnownHost::Interpreting, why));
+        self
     }
 
-    /// Runs it.
+    /// The same where TCG emulates the host's processor.
+    const fn excused_on_tcg(mut self, why: &'static str) -> Self {
+        self.excuses[1] = Some((KnownHost::Tcg, why));
+        self
+    }
+
+    /// Runs it. A failure that is a known deviation of this host is
+    /// [`Failure::Skipped`], with what was seen.
     pub fn run(&self, accelerator: &dyn Accelerator) -> Result<(), Failure> {
-        match ((self.body)(accelerator), self.excuse) {
-            (Err(failure), Some(why))
-                if !matches!(failure, Failure::Skipped(_)) && interprets(accelerator) =>
-            {
-                Err(Failure::Skipped(format!(
-                    "this host's KVM has no hardware virtualization under it, and {why} ({failure})"
-                )))
+        let failure = match (self.body)(accelerator) {
+            Ok(()) => return Ok(()),
+            Err(skipped @ Failure::Skipped(_)) => return Err(skipped),
+            Err(failure) => failure,
+        };
+        let excuse = self
+            .excuses
+            .iter()
+            .flatten()
+            .find(|(host, _)| host.is_here(accelerator));
+        Err(match excuse {
+            Some((host, why)) => {
+                Failure::Skipped(format!("{}: {why} ({failure})", host.description()))
             }
-            (result, _) => result,
-        }
+            None => failure,
+        })
     }
-}
-
-/// Whether this is a KVM that has to interpret unmodified guests: it is there
-/// although the processor offers neither VMX nor SVM.
-fn interprets(accelerator: &dyn Accelerator) -> bool {
-    const VMX: u32 = 1 << 5;
-    const SVM: u32 = 1 << 2;
-    accelerator.kind() == EngineKind::Kvm
-        && cpuid::host(1, 0).ecx & VMX == 0
-        && cpuid::host(0x8000_0001, 0).ecx & SVM == 0
 }
 
 /// Why a case did not pass.
@@ -156,8 +193,10 @@ pub fn cases() -> Vec<Case> {
         timers::CASES,
         paging::CASES,
         state::CASES,
+        kicks::CASES,
         processors::CASES,
-        atomicity::CASES,
+        memory::CASES,
+        events::CASES,
     ]
     .concat()
 }

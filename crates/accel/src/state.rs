@@ -82,6 +82,7 @@ pub struct Segment {
 
 impl Segment {
     /// Bit of [`Segment::access`]: the register was loaded with a null selector.
+    /// P (bit 7) is clear then; the other bits keep what they were.
     pub const UNUSABLE: u32 = 1 << 16;
 }
 

@@ -371,7 +371,29 @@ impl Vcpu for KvmVcpu {
     fn import_state(&mut self, state: &VcpuState) -> Result<(), AccelError> {
         state.validate()?;
         self.abandon_access()?;
-        state::import(self, state)
+        // KVM checks again, piece by piece, against what this host can do: if
+        // it refuses a late piece, the earlier ones are taken back.
+        let before = state::export(self)?;
+        state::import(self, state).map_err(|error| {
+            let error = refusal(error);
+            match state::import(self, &before) {
+                Ok(()) => error,
+                Err(_) => AccelError::InvalidState(format!(
+                    "{error}; and the state before could not be put back"
+                )),
+            }
+        })
+    }
+}
+
+/// What KVM calls invalid while a state is loaded is the state's fault, not
+/// the host's.
+fn refusal(error: AccelError) -> AccelError {
+    match error {
+        AccelError::Host { operation, source } if source.raw_os_error() == Some(libc::EINVAL) => {
+            AccelError::InvalidState(format!("this host's KVM refuses it in {operation}"))
+        }
+        other => other,
     }
 }
 

@@ -54,7 +54,7 @@ impl Cpu {
         let pages: Vec<u64> = self
             .breakpoints()
             .filter(|breakpoint| !matches!(breakpoint.kind, kind::EXECUTE | kind::PORT))
-            .flat_map(|breakpoint| [breakpoint.start, breakpoint.start + breakpoint.length - 1])
+            .flat_map(|breakpoint| [breakpoint.start, breakpoint.start | (breakpoint.length - 1)])
             .collect();
         self.watch_pages(&pages);
     }
@@ -69,7 +69,7 @@ impl Cpu {
             .breakpoints()
             .filter(|breakpoint| breakpoint.kind == kind::EXECUTE && breakpoint.start == linear)
             .fold(0, |bits, breakpoint| bits | breakpoint.bit);
-        if hits == 0 { Ok(()) } else { Err(Exception::Debug(hits).into()) }
+        if hits == 0 { Ok(()) } else { Err(Exception::DebugFault(hits).into()) }
     }
 
     /// Notes the data breakpoints an access meets.

@@ -89,6 +89,12 @@ fn read_code(cpu: &mut Cpu, physical: u64, length: usize) -> Exec<Code> {
     Ok(Code { bytes, page })
 }
 
+/// The guest's processor is of the host's make: AMD's near branches take a
+/// 16-bit operand in 64-bit mode, Intel's do not.
+pub(crate) fn decoder_options() -> u32 {
+    if crate::native::host_is_amd() { DecoderOptions::AMD } else { DecoderOptions::NONE }
+}
+
 /// As many operations as `bytes` hold, and how many bytes they take.
 fn operations(cpu: &Cpu, bytes: &[u8]) -> (Vec<Operation>, u32) {
     let bits = match cpu.code_size {
@@ -96,7 +102,7 @@ fn operations(cpu: &Cpu, bytes: &[u8]) -> (Vec<Operation>, u32) {
         CodeSize::Bits32 => 32,
         CodeSize::Bits64 => 64,
     };
-    let mut decoder = Decoder::with_ip(bits, bytes, 0, DecoderOptions::NONE);
+    let mut decoder = Decoder::with_ip(bits, bytes, 0, decoder_options());
     let mut operations = Vec::with_capacity(16);
     let mut instruction = Instruction::default();
     let mut length = 0;

@@ -152,7 +152,7 @@ fn breakpoints_are_met() {
     let mut test = TestCpu::long_mode();
     test.cpu.write_dr(0, CODE + 1).unwrap();
     test.cpu.write_dr(7, 1).unwrap();
-    assert_eq!(test.run(&[0x90, 0x90, 0xf4]), Exception::Debug(1).into());
+    assert_eq!(test.run(&[0x90, 0x90, 0xf4]), Exception::DebugFault(1).into());
     assert_eq!(test.cpu.rip, CODE + 1);
     test.cpu.system_flags |= rflags::RF;
     assert_eq!(test.go(), Trap::Halt);

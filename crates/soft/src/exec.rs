@@ -43,11 +43,13 @@ impl Cpu {
             {
                 break;
             }
-            let outcome = if self.needs_care() { self.run_one() } else { self.run_block() };
-            match outcome {
-                Ok(()) => {}
-                // The run loop looks whether something became deliverable.
-                Err(trap) => return trap,
+            // After a trap, and after an instruction that was run alone, the
+            // run loop looks whether something became deliverable.
+            if self.needs_care() {
+                return self.run_one().err().unwrap_or(Trap::EndBlock);
+            }
+            if let Err(trap) = self.run_block() {
+                return trap;
             }
         }
         Trap::EndBlock
@@ -96,6 +98,7 @@ impl Cpu {
             self.check_instruction_breakpoint()?;
         }
         let shadow = self.shadow;
+        let resume_flag = self.system_flags & rflags::RF;
         let mut trap_flag = self.system_flags & rflags::TF != 0;
         let rip = self.rip;
         self.log.rewind();
@@ -122,7 +125,8 @@ impl Cpu {
                 self.system_flags |= rflags::RF;
             }
         } else {
-            self.system_flags &= !rflags::RF;
+            // An RF that IRET has just loaded is for the next instruction.
+            self.system_flags &= !resume_flag;
         }
         // The shadow lasts for one instruction, unless that one set it anew.
         if self.shadow == shadow {

@@ -91,7 +91,7 @@ impl Cpu {
     fn record(&mut self, exception: Exception) {
         match exception {
             Exception::PageFault { .. } => self.cr2 = self.fault_address,
-            Exception::Debug(bits) => {
+            Exception::Debug(bits) | Exception::DebugFault(bits) => {
                 self.debug.dr6 |= u64::from(bits);
                 self.debug.dr7 &= !DR7_GD;
             }

@@ -66,6 +66,24 @@ pub(crate) fn check(state: &VcpuState, cpuid: &CpuidTable) -> Result<(), AccelEr
     if long && !is_canonical(state.general.rip) {
         return Err(invalid(format!("RIP is {:#x}", state.general.rip)));
     }
+    if state.general.rflags & rflags::FIXED == 0 {
+        return Err(invalid(format!("RFLAGS is {:#x}; bit 1 is always set", state.general.rflags)));
+    }
+    let msrs = &state.msrs;
+    for (name, address) in [
+        ("LSTAR", msrs.lstar),
+        ("CSTAR", msrs.cstar),
+        ("SYSENTER_ESP", msrs.sysenter_esp),
+        ("SYSENTER_EIP", msrs.sysenter_eip),
+        ("KERNEL_GS_BASE", msrs.kernel_gs_base),
+    ] {
+        if !is_canonical(address) {
+            return Err(invalid(format!("{name} is {address:#x}, which is not canonical")));
+        }
+    }
+    if msrs.apic_base >> limits.physical_bits != 0 {
+        return Err(invalid(format!("IA32_APIC_BASE is {:#x}", msrs.apic_base)));
+    }
     if state.fpu.mxcsr & !crate::native::MXCSR_VALID != 0 {
         return Err(invalid(format!("MXCSR is {:#x}", state.fpu.mxcsr)));
     }

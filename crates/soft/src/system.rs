@@ -236,7 +236,7 @@ impl Cpu {
         }
         self.require_ring0()?;
         if self.debug.dr7 & DR7_GD != 0 {
-            return Err(Exception::Debug(1 << 13).into());
+            return Err(Exception::DebugFault(1 << 13).into());
         }
         Ok(())
     }

@@ -36,8 +36,11 @@ impl From<Exception> for Trap {
 pub enum Exception {
     /// #DE, vector 0.
     DivideError,
-    /// #DB, vector 1, with the bits to set in DR6.
+    /// #DB, vector 1, behind the instruction, with the bits to set in DR6.
     Debug(u16),
+    /// #DB, vector 1, instead of the instruction: a breakpoint on it, or a
+    /// debug register that is guarded.
+    DebugFault(u16),
     /// #BP, vector 3. RIP is already behind the INT3.
     Breakpoint,
     /// #OF, vector 4. RIP is already behind the INTO.
@@ -76,7 +79,7 @@ impl Exception {
     pub const fn vector(self) -> u8 {
         match self {
             Self::DivideError => 0,
-            Self::Debug(_) => 1,
+            Self::Debug(_) | Self::DebugFault(_) => 1,
             Self::Breakpoint => 3,
             Self::Overflow => 4,
             Self::BoundRange => 5,

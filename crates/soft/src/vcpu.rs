@@ -35,6 +35,8 @@ pub(crate) struct SoftVcpu {
     init_pending: bool,
     /// Events imported with a state whose delivery had not finished.
     imported: PendingEvents,
+    /// A triple fault happened: only INIT or a new state end it.
+    shut_down: bool,
     /// The last exit wants an answer.
     unanswered: Option<Answer>,
     clock_generation: u64,
@@ -70,6 +72,7 @@ impl SoftVcpu {
             sipi_vector: None,
             init_pending: false,
             imported: PendingEvents::default(),
+            shut_down: false,
             unanswered: None,
             clock_generation: 0,
         };
@@ -87,6 +90,7 @@ impl SoftVcpu {
         self.sipi_vector = state.events.sipi_vector;
         self.init_pending = state.events.init_pending;
         self.imported = state.events;
+        self.shut_down = false;
         self.unanswered = None;
         self.cpu.write_system_time();
     }
@@ -213,10 +217,14 @@ impl SoftVcpu {
 
     /// One round; `Some` ends the run.
     fn round(&mut self) -> Result<Option<VcpuExit>, AccelError> {
-        if self.collect() {
+        let kicked = self.collect();
+        self.reset_if_asked();
+        if kicked {
             return Ok(Some(VcpuExit::Interrupted));
         }
-        self.reset_if_asked();
+        if self.shut_down {
+            return Ok(Some(VcpuExit::Shutdown));
+        }
         self.cpu.apic.advance(host_tsc());
         self.follow_clock();
         if !matches!(self.activity, Activity::WaitForInit | Activity::WaitForSipi)
@@ -264,7 +272,7 @@ impl SoftVcpu {
             },
             Trap::TripleFault => {
                 tracing::debug!(rip = self.cpu.rip, "triple fault");
-                self.activity = Activity::WaitForInit;
+                self.shut_down = true;
                 Ok(Some(VcpuExit::Shutdown))
             }
             Trap::Exit => Ok(self.leave()),
@@ -352,6 +360,7 @@ impl Vcpu for SoftVcpu {
         }
         self.finish_instruction()?;
         let kicked = self.collect();
+        self.reset_if_asked();
         if kicked {
             self.shared.mailbox(self.id.0).raise(attention::KICK);
         }

@@ -56,7 +56,6 @@ pub(super) const MMIO: u64 = 0xd000_0000;
 pub(super) const APIC: u64 = 0xfee0_0000;
 
 pub(super) const KERNEL_CODE: u16 = 0x08;
-pub(super) const KERNEL_DATA: u16 = 0x10;
 pub(super) const CODE_32: u16 = 0x18;
 pub(super) const USER_DATA: u16 = 0x23;
 pub(super) const USER_CODE: u16 = 0x2b;
@@ -130,7 +129,7 @@ impl Guest {
             access: 0x8b,
         };
         state.segments.ldtr = Segment {
-            access: Segment::UNUSABLE | 0x82,
+            access: Segment::UNUSABLE | 0x02,
             ..Segment::default()
         };
         enable_apic(&mut state, apic);
@@ -164,7 +163,7 @@ impl Guest {
             access: 0x8b,
         };
         state.segments.ldtr = Segment {
-            access: Segment::UNUSABLE | 0x82,
+            access: Segment::UNUSABLE | 0x02,
             ..Segment::default()
         };
         enable_apic(&mut state, ApicMode::XApic);

@@ -8,13 +8,15 @@ use super::guest::{DONE, Guest, IDLE, REPORT, SYNC};
 use super::{DEADLINE, Failure};
 use crate::cpuid::CpuidTable;
 use crate::engine::{
-    Accelerator, AccessSize, Partition, PartitionConfig, Vcpu, VcpuEntry, VcpuExit, VcpuId,
-    VcpuKicker,
+    Accelerator, Partition, PartitionConfig, Vcpu, VcpuEntry, VcpuExit, VcpuId, VcpuKicker,
 };
 use crate::state::VcpuState;
 
 /// How long a kick may take to work before the engine counts as stuck.
 const KICK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// No guest reports this often; one that faults in a loop does.
+const MANY_REPORTS: usize = 1000;
 
 type Job = Box<dyn FnOnce(&mut dyn Vcpu) + Send>;
 
@@ -199,7 +201,7 @@ impl Machine {
         let begin = Instant::now();
         let mut entry = VcpuEntry::Resume;
         loop {
-            if begin.elapsed() > DEADLINE {
+            if begin.elapsed() > DEADLINE || self.reports.len() > MANY_REPORTS {
                 return Err(Failure::Hang(format!(
                     "the guest is busy without an end; it reported {:x?}",
                     self.reports.iter().take(64).collect::<Vec<_>>()
@@ -322,8 +324,4 @@ features! {
     SMAP = "SMAP" 7 Ebx 20;
     NX = "NX" 0x8000_0001 Edx 20;
     GIGABYTE_PAGES = "1 GiB pages" 0x8000_0001 Edx 26;
-}
-
-pub(super) fn size_of_bytes(bytes: usize) -> AccessSize {
-    AccessSize::from_bytes(bytes).unwrap_or(AccessSize::Byte)
 }

@@ -31,7 +31,7 @@ pub(super) const CASES: &[Case] = &[
     ),
     Case::new("state/x87-and-sse", x87_and_sse)
         .excused("its instruction emulator lacks x87 arithmetic"),
-    Case::new("state/avx", avx),
+    Case::new("state/avx", avx).excused_on_tcg("AVX is undefined in its nested guests"),
     Case::new("state/impossible-state-is-refused", impossible_state),
     Case::new("state/export-after-a-write", export_after_write),
     Case::new("state/halted", halted),
@@ -39,8 +39,6 @@ pub(super) const CASES: &[Case] = &[
     Case::new("state/tsc-deadline-armed", tsc_deadline_armed),
     Case::new("state/time-stamp-counter-goes-on", time_stamp_counter)
         .excused("RDTSC in it reads the host's counter"),
-    Case::new("state/kick-before-run-is-not-lost", kick_before_run),
-    Case::new("state/kick-stops-a-loop-and-a-halt", kick_stops),
     Case::new("state/clock-comes-back", clock),
     Case::new("state/power-on", power_on),
 ];
@@ -172,8 +170,9 @@ fn patterned_registers(guest: &Guest) -> VcpuState {
     state.debug.dr7 = 0x400;
     let msrs = &mut state.msrs;
     msrs.sysenter_cs = 0x10;
-    msrs.sysenter_esp = 0xffff_8000_0000_1000;
-    msrs.sysenter_eip = 0xffff_8000_0000_2000;
+    // AMD's processors keep 32 bits of these two.
+    msrs.sysenter_esp = 0x8000_1000;
+    msrs.sysenter_eip = 0x8000_2000;
     msrs.star = 0x001b_0008_0000_0000;
     msrs.lstar = 0xffff_ffff_8100_0000;
     msrs.cstar = 0xffff_ffff_8200_0000;
@@ -551,56 +550,6 @@ fn time_stamp_counter(accelerator: &dyn Accelerator) -> Result<(), Failure> {
     expect_within("the counter after import", THEN..THEN + khz * 10_000, seen)?;
     let exported = machine.cpus[0].export()?.msrs.tsc;
     expect_within("the exported counter", seen..seen + khz * 10_000, exported)
-}
-
-fn kick_before_run(accelerator: &dyn Accelerator) -> Result<(), Failure> {
-    let guest = Guest::long(|a| {
-        report_constant(a, 1)?;
-        done(a)
-    })?;
-    let mut machine = Machine::new(accelerator, &guest)?;
-    for _ in 0..20 {
-        machine.cpus[0].kicker.kick();
-        machine.cpus[0].kicker.kick();
-        let exit = machine.cpus[0].run(VcpuEntry::Resume)?;
-        expect("the exit", VcpuExit::Interrupted, exit)?;
-        // An export in between must not swallow the next one.
-        machine.cpus[0].kicker.kick();
-        machine.cpus[0].export()?;
-        let exit = machine.cpus[0].run(VcpuEntry::Resume)?;
-        expect("the exit after an export", VcpuExit::Interrupted, exit)?;
-    }
-    machine.expect_reports(&[1])
-}
-
-fn kick_stops(accelerator: &dyn Accelerator) -> Result<(), Failure> {
-    let spinning = Guest::long(|a| {
-        let mut again = a.create_label();
-        a.set_label(&mut again)?;
-        a.jmp(again)
-    })?;
-    let halting = Guest::long(|a| {
-        let mut again = a.create_label();
-        a.set_label(&mut again)?;
-        a.sti()?;
-        a.hlt()?;
-        a.jmp(again)
-    })?;
-    for guest in [spinning, halting] {
-        let machine = Machine::new(accelerator, &guest)?;
-        for round in 0..50 {
-            let run = machine.cpus[0].begin_run(VcpuEntry::Resume);
-            // From before the run begins to well into it.
-            sleep(Duration::from_micros(20 * round));
-            machine.cpus[0].kicker.kick();
-            expect(
-                "the exit",
-                VcpuExit::Interrupted,
-                run.wait(super::DEADLINE)??,
-            )?;
-        }
-    }
-    Ok(())
 }
 
 fn clock(accelerator: &dyn Accelerator) -> Result<(), Failure> {

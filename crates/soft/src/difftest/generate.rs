@@ -84,6 +84,12 @@ pub fn excluded(code: Code) -> Option<&'static str> {
         {
             Some("selectors of the host")
         }
+        _ if code.op_code().op_kinds().iter().any(|k| {
+            matches!(k, OpCodeOperandKind::br16_1 | OpCodeOperandKind::br16_2)
+        }) =>
+        {
+            Some("a branch out of the low 64 KiB; AMD only")
+        }
         Jmp | Call
             if code.op_code().op_kinds().iter().any(|k| {
                 matches!(k, OpCodeOperandKind::farbr2_2 | OpCodeOperandKind::farbr4_2)

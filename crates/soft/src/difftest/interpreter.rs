@@ -138,7 +138,10 @@ impl Engine for Interpreter {
     fn load_code(&mut self, code: &[u8]) {
         self.code_length = code.len();
         let start = GuestAddress(START - CODE + CODE_PHYSICAL);
-        let written = self.memory.write(start, code);
+        // A breakpoint behind it ends the block.
+        let mut bytes = code.to_vec();
+        bytes.push(0xcc);
+        let written = self.memory.write(start, &bytes);
         debug_assert!(written.is_ok());
     }
 

@@ -6,6 +6,7 @@
 use crate::cpu::{CodeSize, Cpu, gpr};
 use crate::exec::moves::{by_condition, holds};
 use crate::interrupt::Source;
+use crate::mmu::Access;
 use crate::operation::{Handler, Operation};
 use crate::scalar::Scalar;
 use crate::trap::{Exception, Exec, GP0, Trap};
@@ -72,7 +73,17 @@ pub(crate) fn jump_memory<T: Scalar>(cpu: &mut Cpu, op: &Operation) -> Exec {
 
 #[inline(always)]
 fn call_to<T: Scalar>(cpu: &mut Cpu, op: &Operation, target: u64) -> Exec {
-    let target = cpu.near_target(target)?;
+    let target = match cpu.near_target(target) {
+        Ok(target) => target,
+        Err(trap) => {
+            // The stack is written before the target is looked at.
+            if cpu.code_size == CodeSize::Bits64 {
+                let slot = cpu.gpr[gpr::RSP].wrapping_sub(T::SIZE as u64);
+                cpu.check_writable(slot, T::SIZE, Access::Stack)?;
+            }
+            return Err(trap);
+        }
+    };
     cpu.push(T::from_u64(cpu.next_rip(op)))?;
     cpu.rip = target;
     Ok(())

@@ -71,6 +71,7 @@ pub(crate) fn extension(to: u8, from: u8, signed: bool, memory: bool) -> Handler
     }
     match (to, from) {
         (2, 1) => pick::<u16, u8>(signed, memory),
+        (2, 4) => pick::<u16, u32>(signed, memory),
         (2, _) => pick::<u16, u16>(signed, memory),
         (4, 1) => pick::<u32, u8>(signed, memory),
         (4, 2) => pick::<u32, u16>(signed, memory),

@@ -149,7 +149,10 @@ impl Cpu {
         change: &mut impl FnMut(&mut Self, T) -> T,
     ) -> Exec<T> {
         let flags = self.arithmetic;
-        let old = self.read_linear::<T>(address, access).map_err(|trap| self.as_write(trap))?;
+        let old = match self.read_linear::<T>(address, access) {
+            Ok(old) => old,
+            Err(trap) => return Err(self.as_write(trap, address, T::SIZE, access)),
+        };
         let new = change(self, old);
         let written = self.write_linear(address, new, access);
         if written.is_err() {
@@ -158,12 +161,19 @@ impl Cpu {
         written.map(|()| old)
     }
 
-    /// A read-modify-write faults as a write does.
+    /// A read-modify-write faults as a write does: at the first page that may
+    /// not be written, readable or not.
     #[cold]
-    fn as_write(&self, trap: crate::trap::Trap) -> crate::trap::Trap {
+    fn as_write(
+        &mut self,
+        trap: crate::trap::Trap,
+        address: u64,
+        size: usize,
+        access: Access,
+    ) -> crate::trap::Trap {
         match trap {
-            crate::trap::Trap::Exception(Exception::PageFault { error_code }) => {
-                Exception::PageFault { error_code: error_code | 2 }.into()
+            crate::trap::Trap::Exception(Exception::PageFault { .. }) => {
+                self.check_writable(address, size, access).err().unwrap_or(trap)
             }
             other => other,
         }

@@ -247,8 +247,9 @@ pub(crate) fn cmps<T: Scalar>(cpu: &mut Cpu, op: &Operation) -> Exec {
     cpu.repeat(op, |cpu| {
         let from = cpu.source(op, T::SIZE)?;
         let with = cpu.destination(op, T::SIZE, false)?;
-        let a = cpu.read_linear::<T>(from, Cpu::operand_access(op))?;
+        // In this order: it shows in which fault comes first.
         let b = cpu.read_linear::<T>(with, Access::Data)?;
+        let a = cpu.read_linear::<T>(from, Cpu::operand_access(op))?;
         cpu.arithmetic = Cmp::apply(cpu.arithmetic, a, b).1;
         let by = cpu.direction(T::SIZE);
         cpu.step(gpr::RSI, op, by);

@@ -176,17 +176,18 @@ fn maskmov<const UNIT: u8>(cpu: &mut Cpu, operation: &Operation) -> Exec {
         };
         (register(operation.first), register(operation.second), 16)
     };
+    if UNIT == unit::MMX {
+        // Even if the access faults, as the host has it.
+        cpu.extended.x87.enter_mmx();
+    }
     let address = cpu.address(operation, size, true)?;
     let selected: Vec<usize> = (0..size).filter(|n| mask[*n] & 0x80 != 0).collect();
     let access = Cpu::operand_access(operation);
-    for n in &selected {
-        cpu.check_writable(address.wrapping_add(*n as u64), 1, access)?;
-    }
+    // The whole operand must be writable, whatever the mask: the manual leaves
+    // it open, the host has it so.
+    cpu.check_writable(address, size, access)?;
     for n in selected {
         cpu.write_linear(address.wrapping_add(n as u64), data[n], access)?;
-    }
-    if UNIT == unit::MMX {
-        cpu.extended.x87.enter_mmx();
     }
     cpu.advance(operation);
     Ok(())
@@ -247,6 +248,7 @@ fn gather(cpu: &mut Cpu, operation: &Operation) -> Exec {
     // Elements in the log of a run that is continued were committed then.
     for n in 0..count {
         if !selected(&cpu.extended.ymm[mask], n, size) {
+            cpu.extended.ymm[mask][n * size..][..size].fill(0);
             continue;
         }
         let mut bytes = [0; 8];

@@ -135,6 +135,10 @@ fn data(instruction: &Instruction, operation: &mut Operation) -> Option<Handler>
         Mov => return mov(instruction, operation),
         Movnti => by_word!(bytes, moves::store),
         Movzx => moves::extension(bytes, width(instruction, 1), false, from_memory),
+        // AMD's processors read 32 bits whatever the operand size.
+        Movsxd if from_memory && crate::native::host_is_amd() => {
+            moves::extension(bytes, 4, true, true)
+        }
         Movsx | Movsxd => moves::extension(bytes, width(instruction, 1), true, from_memory),
         Lea => by_word!(bytes, moves::lea),
         Xchg if memory => by_bytes!(bytes, moves::exchange_memory),

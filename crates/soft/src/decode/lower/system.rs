@@ -129,13 +129,13 @@ fn control(instruction: &Instruction, operation: &mut Operation) -> Option<Handl
             operation.prefixes |= prefix::NEW_TRAP_FLAG;
             system::syscall
         }
-        Sysret => {
+        Sysret | Sysretq => {
             operation.prefixes |= prefix::NEW_TRAP_FLAG;
             operation.width = if instruction.code() == Code::Sysretq { 8 } else { 4 };
             system::sysret
         }
         Sysenter => system::sysenter,
-        Sysexit => {
+        Sysexit | Sysexitq => {
             operation.width = if instruction.code() == Code::Sysexitq { 8 } else { 4 };
             system::sysexit
         }
@@ -145,10 +145,22 @@ fn control(instruction: &Instruction, operation: &mut Operation) -> Option<Handl
     })
 }
 
+/// 0F 0D, the prefetches, with a register: AMD's processors have no such
+/// instruction, Intel's do nothing.
+fn has_no_register_form(instruction: &Instruction) -> bool {
+    use iced_x86::Code::*;
+    let prefetch = matches!(
+        instruction.code(),
+        Reservednop_rm16_r16_0F0D | Reservednop_rm32_r32_0F0D | Reservednop_rm64_r64_0F0D
+    );
+    prefetch && instruction.op0_kind() == iced_x86::OpKind::Register && crate::native::host_is_amd()
+}
+
 fn nothing(instruction: &Instruction) -> Option<Handler> {
     use Mnemonic::*;
     Some(match instruction.mnemonic() {
-        Nop | Reservednop | Endbr32 | Endbr64 | Prefetch | Prefetchw | Prefetchwt1 | Prefetcht0
+        Reservednop if has_no_register_form(instruction) => return None,
+        Nop | Reservednop | Prefetchit0 | Prefetchit1 | Endbr32 | Endbr64 | Prefetch | Prefetchw | Prefetchwt1 | Prefetcht0
         | Prefetcht1 | Prefetcht2 | Prefetchnta | Cldemote => system::nothing,
         // Shadow stacks are never on: these then do nothing.
         Rdsspd | Rdsspq => system::nothing,

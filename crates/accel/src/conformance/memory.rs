@@ -227,16 +227,20 @@ fn with_second(
 }
 
 const ROUNDS: i32 = 5000;
+/// Where two processors wait for each other in each round: on a host with one
+/// processor each wait costs a time slice.
+const MEETINGS: i32 = 100;
 
-/// Does `body` ROUNDS times, says so at DATA + `done_at`.
+/// Does `body` `count` times, then says so at DATA + `done_at`.
 fn rounds(
     a: &mut CodeAssembler,
+    count: i32,
     done_at: i32,
     mut body: impl FnMut(&mut CodeAssembler) -> Result<(), IcedError>,
 ) -> Result<(), IcedError> {
     let mut again = a.create_label();
     a.mov(rdi, DATA)?;
-    a.mov(r15d, ROUNDS)?;
+    a.mov(r15d, count)?;
     a.set_label(&mut again)?;
     body(a)?;
     a.dec(r15d)?;
@@ -267,14 +271,14 @@ fn on_both(
     expected: &[u32],
 ) -> Result<(), Failure> {
     let guest = Guest::long(|a| {
-        rounds(a, 64, body)?;
+        rounds(a, ROUNDS, 64, body)?;
         wait_flag(a, 128)?;
         a.mov(esi, dword_ptr(rdi))?;
         report(a, esi)?;
         done(a)
     })?;
     guest.code(64, EXTRA_CODE, |a| {
-        rounds(a, 128, body)?;
+        rounds(a, ROUNDS, 128, body)?;
         spin(a)
     })?;
     with_second(accelerator, &guest, expected)
@@ -336,7 +340,7 @@ fn message_passing(accelerator: &dyn Accelerator) -> Result<(), Failure> {
     })?;
     guest.code(64, EXTRA_CODE, |a| {
         a.xor(eax, eax)?;
-        rounds(a, 256, |a| {
+        rounds(a, ROUNDS, 256, |a| {
             a.inc(eax)?;
             a.mov(dword_ptr(rdi + 192), eax)?;
             a.mov(dword_ptr(rdi + 64), eax)
@@ -355,6 +359,7 @@ fn store_buffering(accelerator: &dyn Accelerator) -> Result<(), Failure> {
         a.inc(ebx)?;
         a.mov(dword_ptr(rdi + mine), ebx)?;
         a.set_label(&mut again)?;
+        a.pause()?;
         a.cmp(dword_ptr(rdi + other), ebx)?;
         a.jb(again)
     }
@@ -371,7 +376,7 @@ fn store_buffering(accelerator: &dyn Accelerator) -> Result<(), Failure> {
     let guest = Guest::long(|a| {
         a.xor(ebx, ebx)?;
         a.xor(r14d, r14d)?;
-        rounds(a, 256, |a| {
+        rounds(a, MEETINGS, 256, |a| {
             let mut fine = a.create_label();
             body(a, FIRST, SECOND)?;
             // What each stored this round is the counter at its first meeting.
@@ -389,7 +394,7 @@ fn store_buffering(accelerator: &dyn Accelerator) -> Result<(), Failure> {
     })?;
     guest.code(64, EXTRA_CODE, |a| {
         a.xor(ebx, ebx)?;
-        rounds(a, 260, |a| {
+        rounds(a, MEETINGS, 260, |a| {
             body(a, SECOND, FIRST)?;
             meet(a, SECOND + 64, FIRST + 64)
         })?;
