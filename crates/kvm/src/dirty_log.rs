@@ -42,16 +42,14 @@ impl DirtyLog for PartitionInner {
                     *word |= 1 << (page % 64);
                 }
             }
-            let pages = region.size.bytes() / PAGE_SIZE;
-            dirty.extend(
-                (0..pages)
-                    .filter(|page| {
-                        bitmap
-                            .get((page / 64) as usize)
-                            .is_some_and(|word| word >> (page % 64) & 1 != 0)
-                    })
-                    .map(|page| GuestAddress(region.start.0 + page * PAGE_SIZE)),
-            );
+            for (first, word) in (0..).step_by(64).zip(bitmap) {
+                let mut rest = word;
+                while rest != 0 {
+                    let page = first + u64::from(rest.trailing_zeros());
+                    dirty.push(GuestAddress(region.start.0 + page * PAGE_SIZE));
+                    rest &= rest - 1;
+                }
+            }
         }
         Ok(dirty)
     }

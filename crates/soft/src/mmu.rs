@@ -366,7 +366,7 @@ impl Cpu {
         }
     }
 
-    fn check_canonical(&self, address: u64, size: usize, access: Access) -> Exec {
+    pub(crate) fn check_canonical(&self, address: u64, size: usize, access: Access) -> Exec {
         if !self.long_mode {
             return Ok(());
         }

@@ -1,1 +1,4 @@
-//! See ARCHITECTURE.md.
+//! One machine: memory, buses, boot, lifecycle.
+pub mod kernel;
+pub mod linux_boot;
+pub mod processors;

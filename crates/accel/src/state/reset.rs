@@ -63,6 +63,11 @@ impl VcpuState {
                 apic_base: 0xfee0_0800 | if bootstrap { 0x100 } else { 0 },
                 pat: 0x0007_0406_0007_0406,
                 misc_enable: 1,
+                paravirtual: ParavirtualMsrs {
+                    // The host may poll before it lets a halted processor sleep.
+                    poll_control: 1,
+                    ..Default::default()
+                },
                 ..Default::default()
             },
             fpu: FpuState {

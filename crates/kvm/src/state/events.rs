@@ -50,7 +50,7 @@ pub(crate) fn export(fd: &VcpuFd) -> Result<PendingEvents, AccelError> {
         vector: events.exception.nr,
         error_code: (events.exception.has_error_code != 0).then_some(events.exception.error_code),
     });
-    let interrupt = (events.interrupt.injected != 0).then(|| PendingInterrupt {
+    let interrupt = (events.interrupt.injected != 0).then_some(PendingInterrupt {
         vector: events.interrupt.nr,
         software: events.interrupt.soft != 0,
     });

@@ -1,16 +1,17 @@
 //! Model-specific registers, those the host's KVM has.
 //!
-//! One that KVM does not know exports as zero, which is what the canonical
-//! state says for "not there". Importing a value KVM refuses is an error,
-//! unless the value is that zero.
+//! One that KVM does not know exports as it is at power-on, and importing that
+//! value is fine. Any other value that KVM does not take is an error: the
+//! guest would miss it.
 
 use std::collections::BTreeSet;
 
 use favo_accel::AccelError;
-use favo_accel::state::Msrs;
+use favo_accel::state::{Msrs, VcpuState};
 use kvm_bindings::{Msrs as KvmMsrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd};
 
+use super::tsc;
 use crate::error::host;
 use crate::vcpu::KvmVcpu;
 
@@ -86,7 +87,8 @@ pub(crate) fn export(vcpu: &KvmVcpu, apic_base: u64) -> Result<Msrs, AccelError>
     let support = &vcpu.partition.host.msrs;
     let mut msrs = Msrs {
         apic_base,
-        ..Default::default()
+        tsc: 0,
+        ..VcpuState::power_on(vcpu.id.0, 0).msrs
     };
     let mut wanted: Vec<(u32, &mut u64)> = fields(&mut msrs)
         .into_iter()
@@ -110,13 +112,20 @@ pub(crate) fn export(vcpu: &KvmVcpu, apic_base: u64) -> Result<Msrs, AccelError>
 }
 
 pub(crate) fn import(vcpu: &KvmVcpu, msrs: &Msrs) -> Result<(), AccelError> {
+    // Before the deadline that is compared with it.
+    let tsc_is_set = tsc::import(vcpu, msrs.tsc)?;
     let support = &vcpu.partition.host.msrs;
     let mut copy = msrs.clone();
-    let mut values: Vec<(u32, u64)> = Vec::new();
-    for (index, value) in fields(&mut copy) {
+    let mut initial = VcpuState::power_on(vcpu.id.0, 0).msrs;
+    // What each register is to be, and what it is at power-on.
+    let mut values: Vec<(u32, u64, u64)> = Vec::new();
+    for ((index, value), (_, initial)) in fields(&mut copy).into_iter().zip(fields(&mut initial)) {
+        if index == TSC && tsc_is_set {
+            continue;
+        }
         if support.has(index) {
-            values.push((index, *value));
-        } else if *value != 0 {
+            values.push((index, *value, *initial));
+        } else if value != initial {
             return Err(refused(index, *value));
         }
     }
@@ -124,15 +133,15 @@ pub(crate) fn import(vcpu: &KvmVcpu, msrs: &Msrs) -> Result<(), AccelError> {
     while !rest.is_empty() {
         let entries: Vec<kvm_msr_entry> = rest
             .iter()
-            .map(|(index, value)| entry(*index, *value))
+            .map(|(index, value, _)| entry(*index, *value))
             .collect();
         let buffer = KvmMsrs::from_entries(&entries).map_err(|_| too_many(entries.len()))?;
         let written = vcpu
             .fd
             .set_msrs(&buffer)
             .map_err(host("loading MSRs (KVM_SET_MSRS)"))?;
-        if let Some((index, value)) = rest.get(written)
-            && *value != 0
+        if let Some((index, value, initial)) = rest.get(written)
+            && value != initial
             && read_one(&vcpu.fd, *index) != Some(*value)
         {
             return Err(refused(*index, *value));
@@ -140,6 +149,11 @@ pub(crate) fn import(vcpu: &KvmVcpu, msrs: &Msrs) -> Result<(), AccelError> {
         rest = rest.get(written + 1..).unwrap_or_default();
     }
     Ok(())
+}
+
+/// The guest's time stamp counter, now.
+pub(crate) fn read_tsc(fd: &VcpuFd) -> Option<u64> {
+    read_one(fd, TSC)
 }
 
 fn read_one(fd: &VcpuFd, index: u32) -> Option<u64> {
