@@ -25,7 +25,6 @@ use crate::cache::Block;
 use crate::clock::host_tsc;
 use crate::cpu::{CodeSize, Cpu, rflags};
 use crate::decode;
-use crate::mmu::{Access, Want};
 use crate::operation::prefix;
 use crate::segment::is_canonical;
 use crate::trap::{Exception, Exec, GP0, Trap};
@@ -168,7 +167,7 @@ impl Cpu {
                 (linear & 0xffff_ffff, left + 1)
             }
         };
-        let first = self.translate(linear, Access::Data, Want::Execute)?;
+        let first = self.translate_code(linear)?;
         if let Some(block) = self.cache.find(first.physical, self.code_size) {
             match &block.second {
                 _ if u64::from(block.length) > most => {}
@@ -180,7 +179,7 @@ impl Cpu {
                 // linear address: both translations are checked every time.
                 Some((physical, _)) => {
                     let next = (linear & !0xfff).wrapping_add(0x1000);
-                    if self.translate(next, Access::Data, Want::Execute)?.physical == *physical {
+                    if self.translate_code(next)?.physical == *physical {
                         return Ok(block);
                     }
                 }

@@ -72,6 +72,7 @@ struct Entry {
 struct Table {
     read: [u64; ENTRIES],
     write: [u64; ENTRIES],
+    execute: [u64; ENTRIES],
     entries: [Entry; ENTRIES],
     /// Indices filled with pages that are not global since those were last
     /// dropped, as far as there is room.
@@ -115,6 +116,7 @@ impl Table {
         Box::new(Self {
             read: [NO_TAG; ENTRIES],
             write: [NO_TAG; ENTRIES],
+            execute: [NO_TAG; ENTRIES],
             entries: [entry; ENTRIES],
             local: Vec::with_capacity(MOST_LOCAL),
             large: LargePages::default(),
@@ -124,6 +126,7 @@ impl Table {
     fn clear(&mut self) {
         self.read.fill(NO_TAG);
         self.write.fill(NO_TAG);
+        self.execute.fill(NO_TAG);
         self.local.clear();
         self.large = LargePages::default();
     }
@@ -162,12 +165,26 @@ impl Table {
     fn clear_entry(&mut self, index: usize) {
         self.read[index] = NO_TAG;
         self.write[index] = NO_TAG;
+        self.execute[index] = NO_TAG;
     }
 
-    fn fill(&mut self, entry: Entry, writable: bool) {
+    /// Remembers an entry for what `want` asked; what else was remembered of
+    /// the same page stays.
+    fn fill(&mut self, entry: Entry, want: Want, writable: bool) {
         let index = index(entry.linear);
-        self.read[index] = entry.linear;
-        self.write[index] = if writable { entry.linear } else { NO_TAG };
+        let page = entry.linear;
+        for tags in [&mut self.read, &mut self.write, &mut self.execute] {
+            if tags[index] != page {
+                tags[index] = NO_TAG;
+            }
+        }
+        match want {
+            Want::Execute => self.execute[index] = page,
+            Want::Read | Want::Write => {
+                self.read[index] = page;
+                self.write[index] = if writable { page } else { NO_TAG };
+            }
+        }
         if !entry.global && self.local.len() < MOST_LOCAL {
             self.local.push(index as u16);
         }
@@ -231,9 +248,9 @@ impl Mmu {
         })
     }
 
-    fn fill(&mut self, table: usize, linear: u64, translation: &Translation) {
+    fn fill(&mut self, table: usize, linear: u64, want: Want, translation: &Translation) {
         let page = linear & !PAGE_MASK;
-        if self.watched.contains(&page) {
+        if want != Want::Execute && self.watched.contains(&page) {
             return;
         }
         let Some(place) = self.ram(translation.physical & !PAGE_MASK) else { return };
@@ -245,7 +262,7 @@ impl Mmu {
             global: translation.global,
             page_bits: translation.page_bits,
         };
-        self.tables[table].fill(entry, translation.writable);
+        self.tables[table].fill(entry, want, translation.writable);
     }
 }
 
@@ -331,7 +348,7 @@ impl Cpu {
         }
         let translation = self.translate(address, access, Want::Read)?;
         let table = self.table_for(access);
-        self.mmu.fill(table, address, &translation);
+        self.mmu.fill(table, address, Want::Read, &translation);
         self.read_physical(translation.physical, size)
     }
 
@@ -353,7 +370,7 @@ impl Cpu {
         }
         let translation = self.translate(address, access, Want::Write)?;
         let table = self.table_for(access);
-        self.mmu.fill(table, address, &translation);
+        self.mmu.fill(table, address, Want::Write, &translation);
         self.write_physical(translation.physical, value, size)
     }
 
@@ -447,7 +464,7 @@ impl Cpu {
             return Ok(None);
         }
         let translation = self.translate(address, access, want)?;
-        self.mmu.fill(table, address, &translation);
+        self.mmu.fill(table, address, want, &translation);
         Ok(self.mmu.ram(translation.physical).map(|place| place.host))
     }
 
@@ -515,6 +532,24 @@ impl Cpu {
             self.fault_address = address;
             Exception::PageFault { error_code }.into()
         })
+    }
+
+    /// Translates the address of an instruction.
+    pub(crate) fn translate_code(&mut self, address: u64) -> Exec<Translation> {
+        let (index, page) = (index(address), address & !PAGE_MASK);
+        let table = self.mmu.current;
+        if self.mmu.tables[table].execute[index] == page {
+            let entry = &self.mmu.tables[table].entries[index];
+            return Ok(Translation {
+                physical: entry.physical | address & PAGE_MASK,
+                writable: false,
+                global: entry.global,
+                page_bits: entry.page_bits,
+            });
+        }
+        let translation = self.translate(address, Access::Data, Want::Execute)?;
+        self.mmu.fill(table, address, Want::Execute, &translation);
+        Ok(translation)
     }
 
     /// Keeps these pages out of the tables from here on, and no others.
