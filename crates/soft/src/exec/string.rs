@@ -289,6 +289,7 @@ pub(crate) fn ins<T: Scalar>(cpu: &mut Cpu, op: &Operation) -> Exec {
         // Before the device is read, for that may change it.
         cpu.check_writable(to, T::SIZE, Access::Data)?;
         let value = cpu.outside(VcpuExit::PortRead { port, size: port_size::<T>() })?;
+        cpu.watch_port(port, T::SIZE);
         cpu.write_linear(to, T::from_u64(value), Access::Data)?;
         let by = cpu.direction(T::SIZE);
         cpu.step(gpr::RDI, op, by);
@@ -303,6 +304,7 @@ pub(crate) fn outs<T: Scalar>(cpu: &mut Cpu, op: &Operation) -> Exec {
         let from = cpu.source(op, T::SIZE)?;
         let value = cpu.read_linear::<T>(from, Cpu::operand_access(op))?.to_u64() as u32;
         cpu.outside(VcpuExit::PortWrite { port, size: port_size::<T>(), value })?;
+        cpu.watch_port(port, T::SIZE);
         let by = cpu.direction(T::SIZE);
         cpu.step(gpr::RSI, op, by);
         Ok(Next::GoOn)
