@@ -166,7 +166,7 @@ impl BlockImage {
     ) -> Result<(), BlockError> {
         let failed = |error| BlockError::io("create", path, error);
         let invalid = |text| failed(io::Error::new(io::ErrorKind::InvalidInput, text));
-        if size % 512 != 0 {
+        if !size.is_multiple_of(512) {
             return Err(invalid("its size is no multiple of 512 bytes"));
         }
         if backing.is_some() && format == Format::Raw {

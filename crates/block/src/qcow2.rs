@@ -55,7 +55,7 @@ impl Qcow2 {
         };
         let image = chain.qcow2(file, path, read_only)?;
         let capacity = image.size();
-        if capacity % 512 != 0 || i64::try_from(capacity).is_err() {
+        if !capacity.is_multiple_of(512) || i64::try_from(capacity).is_err() {
             let reason = format!("a disk can't have {capacity} bytes");
             return Err(damaged(path, reason));
         }

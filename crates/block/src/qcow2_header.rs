@@ -155,11 +155,14 @@ impl Header {
         };
         let size = file.metadata().map_err(failed)?.len();
         let cluster = 1u64 << self.cluster_bits;
-        let covered = cluster * (cluster * 8 >> self.refcount_order);
+        let covered = cluster * ((cluster * 8) >> self.refcount_order);
         let needed = size.div_ceil(covered) * 8;
         let length = u64::from(self.refcount_table_clusters) * cluster;
         let inside = |offset: u64| {
-            offset != 0 && offset % cluster == 0 && offset < size && i64::try_from(offset).is_ok()
+            offset != 0
+                && offset.is_multiple_of(cluster)
+                && offset < size
+                && i64::try_from(offset).is_ok()
         };
         if length > LARGEST_TABLE || needed > length || !inside(self.refcount_table) {
             return refuse("the table doesn't fit the file");
