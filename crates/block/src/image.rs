@@ -10,6 +10,7 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use crate::lock::{Access, lock};
 use crate::overlay::Overlay;
+use crate::qcow2::Qcow2;
 use crate::raw::{Raw, RawFile};
 use crate::scatter::Scatter;
 use crate::storage::Storage;
@@ -26,6 +27,14 @@ pub enum Format {
 }
 
 impl Format {
+    /// Its name, as qcow2 headers have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+
     /// The format of a file, by its first bytes: qcow2 if it says so, else raw.
     ///
     /// Never for a disk that a guest writes as raw: it could make it a qcow2
@@ -132,15 +141,54 @@ impl BlockImage {
                 let file = RawFile::new(file, path.into(), options.read_only)?;
                 Arc::new(Raw::new(file, options.engine))
             }
-            Format::Qcow2 => {
-                return Err(BlockError::Format {
-                    path: path.into(),
-                    format: "qcow2",
-                    reason: "this build reads raw images only".into(),
-                });
-            }
+            Format::Qcow2 => Arc::new(Qcow2::open(
+                file,
+                path,
+                options.read_only,
+                &options.backing,
+            )?),
         };
         Ok(Self { storage })
+    }
+
+    /// Makes a new image of `size` bytes, a multiple of 512, that reads as
+    /// zeroes, or as `backing`: a name as seen from the image's directory, and
+    /// its format. Nothing is opened or checked of that one.
+    ///
+    /// # Errors
+    ///
+    /// [`BlockError::Io`] if the file exists. What failed leaves no file.
+    pub fn create(
+        path: &Path,
+        format: Format,
+        size: u64,
+        backing: Option<(&str, Format)>,
+    ) -> Result<(), BlockError> {
+        let failed = |error| BlockError::io("create", path, error);
+        let invalid = |text| failed(io::Error::new(io::ErrorKind::InvalidInput, text));
+        if !size.is_multiple_of(512) {
+            return Err(invalid("its size is no multiple of 512 bytes"));
+        }
+        if backing.is_some() && format == Format::Raw {
+            return Err(invalid("a raw image has no backing file"));
+        }
+        let mut options = File::options();
+        options.read(true).write(true).create_new(true);
+        let file = options.open(path).map_err(failed)?;
+        let make = || {
+            lock(&file, path, Access::Write)?;
+            match format {
+                Format::Raw => file.set_len(size).map_err(failed)?,
+                Format::Qcow2 => {
+                    let file = file.try_clone().map_err(failed)?;
+                    Qcow2::create(file, path, size, backing)?;
+                }
+            }
+            file.sync_all().map_err(failed)
+        };
+        make().inspect_err(|_| {
+            let _ = std::fs::remove_file(path);
+        })
     }
 
     /// A disk that begins as this one and forgets what is written to it when
@@ -263,4 +311,4 @@ pub(crate) fn open_locked(path: &Path, read_only: bool) -> Result<File, BlockErr
 
 #[cfg(test)]
 #[path = "image_test.rs"]
-mod test;
+pub(crate) mod test;

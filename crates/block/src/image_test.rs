@@ -396,6 +396,20 @@ fn only_files_and_block_devices_are_disks() {
 }
 
 #[test]
+fn a_base_may_be_too_large_for_an_overlay() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("huge");
+    match BlockImage::create(&path, Format::Qcow2, 1 << 47, None) {
+        Ok(()) => {}
+        Err(error) => return println!("SKIP: can't make so large an image ({error})"),
+    }
+    let options = OpenOptions::new(Format::Qcow2).read_only(true);
+    let base = BlockImage::open(&path, &options).unwrap();
+    let error = base.overlay(directory.path()).unwrap_err();
+    assert!(error.to_string().contains("too many"), "{error}");
+}
+
+#[test]
 fn a_full_disk_is_an_error() {
     let full = Path::new("/dev/full");
     let file = File::options().read(true).write(true).open(full).unwrap();

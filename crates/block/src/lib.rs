@@ -15,6 +15,8 @@ mod error;
 mod image;
 mod lock;
 mod overlay;
+mod qcow2;
+mod qcow2_header;
 mod raw;
 mod scatter;
 mod storage;

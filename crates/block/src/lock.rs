@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::BlockError;
 
@@ -22,6 +23,10 @@ const CONSISTENT_READ: i64 = 0;
 const WRITE: i64 = 1;
 const RESIZE: i64 = 3;
 
+/// How often and after which time a lock that others have is tried.
+const ATTEMPTS: u32 = 6;
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// What is done with the file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Access {
@@ -33,7 +38,24 @@ pub(crate) enum Access {
 
 /// Locks `file`, which is readable, until the last descriptor of its open file
 /// description is closed.
+///
+/// A holder that is just ending is waited for, a moment: between `fork` and
+/// `exec` a child has the descriptors of its parent, and with them its locks.
 pub(crate) fn lock(file: &File, path: &Path, access: Access) -> Result<(), BlockError> {
+    let mut attempt = 1;
+    loop {
+        match try_lock(file, path, access) {
+            Err(BlockError::InUse { .. }) if attempt < ATTEMPTS => {
+                unlock(file).map_err(|error| BlockError::io("lock", path, error))?;
+                std::thread::sleep(PAUSE);
+                attempt += 1;
+            }
+            result => return result,
+        }
+    }
+}
+
+fn try_lock(file: &File, path: &Path, access: Access) -> Result<(), BlockError> {
     let used: &[i64] = match access {
         Access::Read => &[CONSISTENT_READ],
         Access::Write => &[CONSISTENT_READ, WRITE, RESIZE],
@@ -84,6 +106,17 @@ fn request(kind: i32, byte: i64) -> libc::flock {
 
 fn set_shared(file: &File, byte: i64) -> io::Result<()> {
     let lock = request(libc::F_RDLCK, byte);
+    // SAFETY: the descriptor is open, the argument is a valid flock.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Gives all locks back.
+fn unlock(file: &File) -> io::Result<()> {
+    let mut lock = request(libc::F_UNLCK, 0);
+    lock.l_len = 0;
     // SAFETY: the descriptor is open, the argument is a valid flock.
     match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) } {
         0 => Ok(()),

@@ -25,6 +25,8 @@ const CLUSTER: u64 = 4096;
 /// Words of a leaf of the bitmap: 128 MiB of disk.
 const LEAF_WORDS: usize = 512;
 const LEAF_CLUSTERS: u64 = LEAF_WORDS as u64 * 64;
+/// The largest disk: its bitmap has 8 MiB of leaves that are not there.
+const LARGEST: u64 = 1 << 46;
 /// Locks that clusters share.
 const LOCKS: usize = 64;
 
@@ -87,6 +89,13 @@ impl Overlay {
         let file = nameless_file(directory)
             .map_err(|error| BlockError::io("make a temporary file in", directory, error))?;
         let mut info = base.info();
+        if info.capacity > LARGEST {
+            return Err(BlockError::Format {
+                path: base.path().into(),
+                format: "overlay base",
+                reason: format!("{} bytes are too many", info.capacity),
+            });
+        }
         info.read_only = false;
         info.discard = true;
         info.write_zeroes = true;

@@ -127,6 +127,17 @@ impl<'a> Scatter<'a> {
         }
     }
 
+    /// Fills it from `bytes`, which is as long.
+    pub fn fill(&self, bytes: &[u8]) {
+        let mut rest = bytes;
+        for piece in &self.pieces {
+            let (now, later) = rest.split_at(piece.length.min(rest.len()));
+            // SAFETY: valid memory by the invariant; `now` is not longer.
+            unsafe { std::ptr::copy_nonoverlapping(now.as_ptr(), piece.pointer, now.len()) }
+            rest = later;
+        }
+    }
+
     /// One `preadv` at `offset`: the bytes read, 0 at the end of the file.
     pub fn read_some(&self, file: BorrowedFd<'_>, offset: u64) -> io::Result<u64> {
         let (pointer, count) = self.pieces();
