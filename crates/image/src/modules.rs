@@ -127,7 +127,7 @@ fn decompress(file_name: &str, bytes: Vec<u8>) -> std::io::Result<Vec<u8>> {
     const LIMIT: u64 = 256 << 20;
     let mut plain = Vec::new();
     match file_name.rsplit_once('.').map(|(_, extension)| extension) {
-        Some("xz") => xz2::read::XzDecoder::new(&*bytes)
+        Some("xz") => liblzma::read::XzDecoder::new(&*bytes)
             .take(LIMIT)
             .read_to_end(&mut plain)?,
         Some("zst") => zstd::stream::read::Decoder::new(&*bytes)?

@@ -298,7 +298,7 @@ pub(crate) fn decompress_to(
     let mut from: Box<dyn Read> = match magic.as_slice() {
         [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(from)),
         [0xfd, b'7', b'z', b'X', b'Z', ..] => {
-            Box::new(xz2::bufread::XzDecoder::new_multi_decoder(from))
+            Box::new(liblzma::bufread::XzDecoder::new_multi_decoder(from))
         }
         [0x28, 0xb5, 0x2f, 0xfd, ..] => {
             Box::new(zstd::stream::read::Decoder::with_buffer(from).during("read", from_path)?)
