@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use favo_types::{ByteCount, GuestAddress};
 use serde::Serialize;
 
-use crate::engine::{AccelError, Accelerator, PartitionConfig, Vcpu, VcpuEntry, VcpuExit, VcpuId};
+use crate::engine::{AccelError, Accelerator, PartitionConfig, VcpuEntry, VcpuExit, VcpuId};
 use crate::memory::{GuestMemory, MemoryBacking};
 use crate::state::VcpuState;
 
@@ -26,11 +26,11 @@ const PDPT: u64 = 0x3000;
 const DIRECTORY: u64 = 0x4000;
 const DATA: u64 = 0x8000;
 
-/// `l: inc rax; add [rdi], rax; xor rdx, [rdi]; dec rcx; jnz l; jmp l`: a load
-/// and a store among arithmetic, as in real code.
+/// A load and a store among arithmetic, as in real code. The quadword at RDI
+/// holds the rounds so far.
 const LOOP: [u8; 16] = [
-    0x48, 0xff, 0xc0, // inc rax
-    0x48, 0x01, 0x07, // add [rdi], rax
+    0x48, 0xff, 0xc0, // l: inc rax
+    0x48, 0x89, 0x07, // mov [rdi], rax
     0x48, 0x33, 0x17, // xor rdx, [rdi]
     0x48, 0xff, 0xc9, // dec rcx
     0x75, 0xf2, // jnz l
@@ -59,7 +59,10 @@ pub fn probe(accelerator: &dyn Accelerator) -> Result<Speed, AccelError> {
     // One 2 MiB page.
     memory.write(GuestAddress(DIRECTORY), &entry(0x83, 0))?;
 
-    let partition = accelerator.create_partition(PartitionConfig { vcpus: 1, memory })?;
+    let partition = accelerator.create_partition(PartitionConfig {
+        vcpus: 1,
+        memory: memory.clone(),
+    })?;
     let mut vcpu = partition.create_vcpu(VcpuId(0), accelerator.supported_cpuid().clone())?;
     let mut state = VcpuState::flat_long_mode(0, PML4, CODE);
     state.general.rdi = DATA;
@@ -71,42 +74,48 @@ pub fn probe(accelerator: &dyn Accelerator) -> Result<Speed, AccelError> {
         .name("probe".into())
         .spawn(move || {
             // Nobody listens any more if it took too long.
-            let _ = sender.send(count(vcpu.as_mut()));
+            let _ = sender.send(vcpu.run(VcpuEntry::Resume));
         })
         .map_err(|source| AccelError::Host {
             operation: "starting the thread of the probe guest",
             source,
         })?;
-    let early = receiver.recv_timeout(BUDGET);
-    let outcome = match early {
-        Ok(outcome) => Ok(outcome),
-        Err(_) => {
-            kicker.kick();
-            receiver.recv_timeout(PATIENCE)
-        }
-    };
-    let (rounds, elapsed) = outcome.map_err(|_| {
+    let speed = measure(&memory);
+    kicker.kick();
+    let hung = |_| {
         AccelError::Unsupported(format!(
             "the {} engine did not come back from a guest that counts",
             accelerator.kind()
         ))
-    })??;
-    let instructions = u128::from(rounds) * u128::from(INSTRUCTIONS_PER_ROUND);
-    let per_second = instructions * 1_000_000_000 / elapsed.as_nanos().max(1);
-    Ok(Speed {
-        instructions_per_second: u64::try_from(per_second).unwrap_or(u64::MAX),
-    })
+    };
+    match receiver.recv_timeout(PATIENCE).map_err(hung)?? {
+        VcpuExit::Interrupted => speed,
+        other => Err(AccelError::Unsupported(format!(
+            "a guest that counts stopped with {other:?}"
+        ))),
+    }
 }
 
-/// Runs until kicked; how many rounds, and how long they took.
-fn count(vcpu: &mut dyn Vcpu) -> Result<(u64, Duration), AccelError> {
-    let begin = Instant::now();
-    let exit = vcpu.run(VcpuEntry::Resume)?;
-    let elapsed = begin.elapsed();
-    if exit != VcpuExit::Interrupted {
-        return Err(AccelError::Unsupported(format!(
-            "a guest that counts stopped with {exit:?}"
-        )));
+/// Watches the guest count, from when it has begun: a processor's first
+/// instructions may cost milliseconds that say nothing of the rest.
+fn measure(memory: &GuestMemory) -> Result<Speed, AccelError> {
+    let rounds = || -> Result<u64, AccelError> {
+        let mut bytes = [0; 8];
+        memory.read(GuestAddress(DATA), &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    };
+    let asked = Instant::now();
+    let mut begin = (Instant::now(), rounds()?);
+    while begin.1 == 0 && asked.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_micros(200));
+        begin = (Instant::now(), rounds()?);
     }
-    Ok((vcpu.export_state()?.general.rax, elapsed))
+    std::thread::sleep(BUDGET);
+    let counted = rounds()?.wrapping_sub(begin.1);
+    let elapsed = begin.0.elapsed().as_nanos().max(1);
+    let instructions = u128::from(counted) * u128::from(INSTRUCTIONS_PER_ROUND);
+    Ok(Speed {
+        instructions_per_second: u64::try_from(instructions * 1_000_000_000 / elapsed)
+            .unwrap_or(u64::MAX),
+    })
 }

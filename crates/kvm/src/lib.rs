@@ -14,7 +14,7 @@
 //! * `vcpu`: the run loop and the exits; `kick` stops it from outside.
 //! * `state`: canonical state to KVM's structures and back.
 //!
-//! `unsafe` is confined to `slots`, `exits`, `kick` and one function each of
+//! `unsafe` is confined to `slots`, `exits`, `kick`, `state::tsc` and one function each of
 //! `event_fd` and `state::fpu`.
 
 #![deny(unsafe_code)]

@@ -20,6 +20,7 @@ use crate::accelerator::HostKvm;
 use crate::error::host;
 use crate::routing::{self, Routing};
 use crate::slots;
+use crate::state::tsc::MachineOffset;
 use crate::vcpu::KvmVcpu;
 
 /// Three pages for a task segment and one for an identity map, which KVM needs
@@ -42,6 +43,7 @@ pub(crate) struct PartitionInner {
     pub(crate) vm: VmFd,
     pub(crate) memory: GuestMemory,
     pub(crate) routing: Routing,
+    pub(crate) tsc_offset: MachineOffset,
     vcpus: u32,
     has_events: bool,
 }
@@ -75,6 +77,7 @@ impl KvmPartition {
                 vm,
                 memory: config.memory,
                 routing: Routing::default(),
+                tsc_offset: MachineOffset::default(),
                 vcpus: config.vcpus,
                 has_events,
             }),

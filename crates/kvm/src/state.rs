@@ -9,6 +9,7 @@ pub(crate) mod fpu;
 pub(crate) mod local_apic;
 pub(crate) mod msrs;
 pub(crate) mod registers;
+pub(crate) mod tsc;
 
 use favo_accel::AccelError;
 use favo_accel::state::VcpuState;

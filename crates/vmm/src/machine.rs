@@ -22,7 +22,7 @@ use favo_devices::pci::PciError;
 use favo_devices::platform::{MemoryMap, PlatformError};
 use favo_devices::power::{EventSink, MachineEvent, Power};
 use favo_devices::virtio::DeviceError;
-use favo_devices::virtio::blk::backend::Disk;
+use favo_block::BlockDevice;
 use favo_devices::virtio::event::EventFd;
 use favo_devices::virtio::vsock::VsockHandle;
 use favo_types::ByteCount;
@@ -68,7 +68,7 @@ pub struct DirectBoot {
 /// A disk.
 pub struct DiskSpec {
     /// What is behind it.
-    pub disk: Arc<dyn Disk>,
+    pub disk: Arc<dyn BlockDevice>,
     /// Its serial number in the guest, at most 20 bytes.
     pub serial: String,
 }

@@ -27,7 +27,7 @@ pub(super) const CASES: &[Case] = &[
     Case::new("interrupts/disabled-apic-drops-them", disabled_apic),
     Case::new("interrupts/priority-order", priority_order),
     Case::new("interrupts/a-higher-one-nests", nesting)
-        .excused("the EOI of a nested interrupt ends the outer one too"),
+        .excused("after a nested one it lets in an interrupt whose class is still in service"),
     Case::new("interrupts/task-priority-holds-them-back", task_priority),
     Case::new("interrupts/level-triggered-eoi-exits", level_triggered),
     Case::new("interrupts/sti-shadow", sti_shadow).excused(LATE),

@@ -11,6 +11,7 @@ use favo_accel::state::{Msrs, VcpuState};
 use kvm_bindings::{Msrs as KvmMsrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd};
 
+use super::tsc;
 use crate::error::host;
 use crate::vcpu::KvmVcpu;
 
@@ -111,12 +112,17 @@ pub(crate) fn export(vcpu: &KvmVcpu, apic_base: u64) -> Result<Msrs, AccelError>
 }
 
 pub(crate) fn import(vcpu: &KvmVcpu, msrs: &Msrs) -> Result<(), AccelError> {
+    // Before the deadline that is compared with it.
+    let tsc_is_set = tsc::import(vcpu, msrs.tsc)?;
     let support = &vcpu.partition.host.msrs;
     let mut copy = msrs.clone();
     let mut initial = VcpuState::power_on(vcpu.id.0, 0).msrs;
     // What each register is to be, and what it is at power-on.
     let mut values: Vec<(u32, u64, u64)> = Vec::new();
     for ((index, value), (_, initial)) in fields(&mut copy).into_iter().zip(fields(&mut initial)) {
+        if index == TSC && tsc_is_set {
+            continue;
+        }
         if support.has(index) {
             values.push((index, *value, *initial));
         } else if value != initial {
@@ -143,6 +149,11 @@ pub(crate) fn import(vcpu: &KvmVcpu, msrs: &Msrs) -> Result<(), AccelError> {
         rest = rest.get(written + 1..).unwrap_or_default();
     }
     Ok(())
+}
+
+/// The guest's time stamp counter, now.
+pub(crate) fn read_tsc(fd: &VcpuFd) -> Option<u64> {
+    read_one(fd, TSC)
 }
 
 fn read_one(fd: &VcpuFd, index: u32) -> Option<u64> {
