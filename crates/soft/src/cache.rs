@@ -15,6 +15,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::cpu::CodeSize;
+use crate::mmu::{LargePages, Translation};
 use crate::operation::Operation;
 
 /// Operations kept before everything is dropped and decoding starts over;
@@ -84,6 +85,8 @@ pub(crate) struct BlockCache {
     global_stamp: u64,
     local_stamp: u64,
     next_stamp: u64,
+    /// Where code in large pages was found.
+    large: LargePages,
 }
 
 // SAFETY: the Rcs are all inside this cache or on the stack of the thread that
@@ -101,6 +104,7 @@ impl Default for BlockCache {
             global_stamp: 1,
             local_stamp: 2,
             next_stamp: 3,
+            large: LargePages::default(),
         }
     }
 }
@@ -130,8 +134,9 @@ impl BlockCache {
     }
 
     /// Remembers a block by its linear address.
-    pub(crate) fn remember(&mut self, linear: u64, mode: u64, global: bool, block: &Rc<Block>) {
-        let stamp = if global { self.global_stamp } else { self.local_stamp };
+    pub(crate) fn remember(&mut self, linear: u64, mode: u64, page: &Translation, block: &Rc<Block>) {
+        let stamp = if page.global { self.global_stamp } else { self.local_stamp };
+        self.large.note(linear, page.page_bits);
         self.near[near_index(linear, mode)] = NearEntry {
             linear: linear.wrapping_add(mode << 56),
             stamp,
@@ -165,6 +170,7 @@ impl BlockCache {
 
     /// No linear address leads anywhere any more.
     pub(crate) fn forget_all_addresses(&mut self) {
+        self.large = LargePages::default();
         self.global_stamp = self.stamp();
         self.local_stamp = self.stamp();
     }
@@ -176,6 +182,9 @@ impl BlockCache {
 
     /// The linear addresses of one page lead nowhere.
     pub(crate) fn forget_page(&mut self, linear: u64) {
+        if self.large.may_contain(linear) {
+            return self.forget_all_addresses();
+        }
         let start = (linear >> 12) as usize % PAGES * PER_PAGE;
         for entry in &mut self.near[start..start + PER_PAGE] {
             entry.stamp = 0;

@@ -25,7 +25,7 @@ use crate::cache::Block;
 use crate::clock::host_tsc;
 use crate::cpu::{CodeSize, Cpu, rflags};
 use crate::decode;
-use crate::mmu::{Access, Want};
+use crate::operation::prefix;
 use crate::segment::is_canonical;
 use crate::trap::{Exception, Exec, GP0, Trap};
 
@@ -98,9 +98,12 @@ impl Cpu {
         }
         let shadow = self.shadow;
         let resume_flag = self.system_flags & rflags::RF;
-        let trap_flag = self.system_flags & rflags::TF != 0;
-        self.breakpoint_hits = 0;
+        let mut trap_flag = self.system_flags & rflags::TF != 0;
+        let rip = self.rip;
         self.log.rewind();
+        if shadow != InterruptShadow::MovSs {
+            self.breakpoint_hits = 0;
+        }
         let block = self.next_block()?;
         let operation = block.operations[0];
         self.operations_left = 0;
@@ -115,20 +118,31 @@ impl Cpu {
         }
         self.log.finish();
         self.counters.instructions += 1;
-        // An RF that IRET has just loaded is for the next instruction.
-        self.system_flags &= !resume_flag;
+        if self.rip == rip && operation.prefixes & (prefix::REP | prefix::REPNE) != 0 {
+            // Between iterations: its breakpoint has been reported.
+            if self.debug.dr7 & 0xff != 0 {
+                self.system_flags |= rflags::RF;
+            }
+        } else {
+            // An RF that IRET has just loaded is for the next instruction.
+            self.system_flags &= !resume_flag;
+        }
         // The shadow lasts for one instruction, unless that one set it anew.
         if self.shadow == shadow {
             self.shadow = InterruptShadow::None;
         }
-        let mut hits = self.take_data_breakpoints();
+        if operation.prefixes & prefix::NEW_TRAP_FLAG != 0 {
+            trap_flag = self.system_flags & rflags::TF != 0;
+        }
+        if self.shadow == InterruptShadow::MovSs {
+            // Reported after the next instruction.
+            return outcome;
+        }
+        let mut hits = std::mem::take(&mut self.breakpoint_hits);
         if trap_flag {
             hits |= DR6_SINGLE_STEP;
         }
-        if hits != 0 && shadow != InterruptShadow::MovSs {
-            return Err(Exception::Debug(hits).into());
-        }
-        outcome
+        if hits != 0 { Err(Exception::Debug(hits).into()) } else { outcome }
     }
 
     /// The block at RIP.
@@ -153,19 +167,19 @@ impl Cpu {
                 (linear & 0xffff_ffff, left + 1)
             }
         };
-        let first = self.translate(linear, Access::Data, Want::Execute)?;
+        let first = self.translate_code(linear)?;
         if let Some(block) = self.cache.find(first.physical, self.code_size) {
             match &block.second {
                 _ if u64::from(block.length) > most => {}
                 None => {
-                    self.cache.remember(linear, mode, first.global, &block);
+                    self.cache.remember(linear, mode, &first, &block);
                     return Ok(block);
                 }
                 // An instruction across two pages is not remembered by its
                 // linear address: both translations are checked every time.
                 Some((physical, _)) => {
                     let next = (linear & !0xfff).wrapping_add(0x1000);
-                    if self.translate(next, Access::Data, Want::Execute)?.physical == *physical {
+                    if self.translate_code(next)?.physical == *physical {
                         return Ok(block);
                     }
                 }
@@ -176,35 +190,14 @@ impl Cpu {
         let remember = block.second.is_none();
         let block = self.cache.insert(first.physical, self.code_size, block);
         if remember {
-            self.cache.remember(linear, mode, first.global, &block);
+            self.cache.remember(linear, mode, &first, &block);
         }
         Ok(block)
     }
-
-    /// #DB before the instruction, if a breakpoint says so (SDM vol. 3, 18.2).
-    fn check_instruction_breakpoint(&mut self) -> Exec {
-        let dr7 = self.debug.dr7;
-        if dr7 & 0xff == 0 {
-            return Ok(());
-        }
-        let linear = self.rip.wrapping_add(self.bases[1]);
-        let mut hits = 0;
-        for number in 0..4 {
-            let kind = dr7 >> (16 + 4 * number) & 3;
-            let enabled = dr7 >> (2 * number) & 3 != 0;
-            if enabled && kind == 0 && self.debug.address[number as usize] == linear {
-                hits |= 1 << number;
-            }
-        }
-        if hits == 0 { Ok(()) } else { Err(Exception::DebugFault(hits).into()) }
-    }
-
-    fn take_data_breakpoints(&mut self) -> u16 {
-        std::mem::take(&mut self.breakpoint_hits)
-    }
 }
+
+/// DR6.BS.
+const DR6_SINGLE_STEP: u16 = 1 << 14;
 
 /// How many blocks run between two looks at the clock; some microseconds.
 const BLOCKS_PER_CLOCK_READ: u32 = 64;
-/// DR6.BS.
-const DR6_SINGLE_STEP: u16 = 1 << 14;

@@ -21,6 +21,7 @@
 //! ([`mmio`]); so no operation needs to be cut in two.
 
 mod apic;
+mod breakpoint;
 mod buslock;
 mod cache;
 mod clock;

@@ -23,6 +23,9 @@ use crate::trap::{Exception, Exec, GP0};
 pub(crate) use walk::Translation;
 
 const ENTRIES: usize = 1024;
+/// Entries of a change of address space that are dropped one by one; beyond
+/// that all are looked at.
+const MOST_LOCAL: usize = 256;
 const PAGE_MASK: u64 = PAGE_SIZE - 1;
 /// Never a page address.
 const NO_TAG: u64 = 1;
@@ -59,43 +62,134 @@ struct Entry {
     flags: *const AtomicU8,
     /// Guest-physical page.
     physical: u64,
+    /// The linear page.
+    linear: u64,
     global: bool,
+    /// Log2 of the size of the guest's page.
+    page_bits: u8,
 }
 
 struct Table {
     read: [u64; ENTRIES],
     write: [u64; ENTRIES],
+    execute: [u64; ENTRIES],
     entries: [Entry; ENTRIES],
+    /// Indices filled with pages that are not global since those were last
+    /// dropped, as far as there is room.
+    local: Vec<u16>,
+    large: LargePages,
+}
+
+/// Remembers where large pages may have been cut into entries: dropping one of
+/// them has to look through the whole table.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct LargePages {
+    mebi: u64,
+    gibi: u64,
+}
+
+impl LargePages {
+    pub(crate) fn note(&mut self, linear: u64, page_bits: u8) {
+        match page_bits {
+            ..=12 => {}
+            // 4 MiB pages are two of 2 MiB.
+            13..=22 => self.mebi |= 3 << (linear >> 22 << 1 & 63),
+            _ => self.gibi |= 1 << (linear >> 30 & 63),
+        }
+    }
+
+    pub(crate) fn may_contain(&self, linear: u64) -> bool {
+        self.mebi >> (linear >> 21 & 63) & 1 != 0 || self.gibi >> (linear >> 30 & 63) & 1 != 0
+    }
 }
 
 impl Table {
     fn new() -> Box<Self> {
-        let entry = Entry { addend: 0, flags: std::ptr::null(), physical: 0, global: false };
+        let entry = Entry {
+            addend: 0,
+            flags: std::ptr::null(),
+            physical: 0,
+            linear: 0,
+            global: false,
+            page_bits: 12,
+        };
         Box::new(Self {
             read: [NO_TAG; ENTRIES],
             write: [NO_TAG; ENTRIES],
+            execute: [NO_TAG; ENTRIES],
             entries: [entry; ENTRIES],
+            local: Vec::with_capacity(MOST_LOCAL),
+            large: LargePages::default(),
         })
     }
 
     fn clear(&mut self) {
         self.read.fill(NO_TAG);
         self.write.fill(NO_TAG);
+        self.execute.fill(NO_TAG);
+        self.local.clear();
+        self.large = LargePages::default();
     }
 
     fn clear_non_global(&mut self) {
-        for (index, entry) in self.entries.iter().enumerate() {
-            if !entry.global {
-                self.read[index] = NO_TAG;
-                self.write[index] = NO_TAG;
+        if self.local.len() < MOST_LOCAL {
+            while let Some(index) = self.local.pop() {
+                if !self.entries[usize::from(index)].global {
+                    self.clear_entry(index.into());
+                }
+            }
+            return;
+        }
+        self.local.clear();
+        for index in 0..ENTRIES {
+            if !self.entries[index].global {
+                self.clear_entry(index);
             }
         }
     }
 
     fn clear_page(&mut self, linear: u64) {
-        let index = index(linear);
+        self.clear_entry(index(linear));
+        if !self.large.may_contain(linear) {
+            return;
+        }
+        for index in 0..ENTRIES {
+            let entry = &self.entries[index];
+            if entry.page_bits > 12 && (entry.linear ^ linear) >> entry.page_bits == 0 {
+                self.clear_entry(index);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn clear_entry(&mut self, index: usize) {
         self.read[index] = NO_TAG;
         self.write[index] = NO_TAG;
+        self.execute[index] = NO_TAG;
+    }
+
+    /// Remembers an entry for what `want` asked; what else was remembered of
+    /// the same page stays.
+    fn fill(&mut self, entry: Entry, want: Want, writable: bool) {
+        let index = index(entry.linear);
+        let page = entry.linear;
+        for tags in [&mut self.read, &mut self.write, &mut self.execute] {
+            if tags[index] != page {
+                tags[index] = NO_TAG;
+            }
+        }
+        match want {
+            Want::Execute => self.execute[index] = page,
+            Want::Read | Want::Write => {
+                self.read[index] = page;
+                self.write[index] = if writable { page } else { NO_TAG };
+            }
+        }
+        if !entry.global && self.local.len() < MOST_LOCAL {
+            self.local.push(index as u16);
+        }
+        self.large.note(entry.linear, entry.page_bits);
+        self.entries[index] = entry;
     }
 }
 
@@ -105,6 +199,8 @@ pub(crate) struct Mmu {
     tables: [Box<Table>; 3],
     /// The table of the code that runs now. Derived.
     current: usize,
+    /// Pages with data breakpoints: never in the tables. `NO_TAG` for none.
+    watched: [u64; 8],
 }
 
 // SAFETY: the pointers lead into guest memory's page flags, which `memory`
@@ -127,7 +223,12 @@ fn index(linear: u64) -> usize {
 
 impl Mmu {
     pub(crate) fn new(memory: GuestMemory) -> Self {
-        Self { memory, tables: [Table::new(), Table::new(), Table::new()], current: SUPERVISOR }
+        Self {
+            memory,
+            tables: [Table::new(), Table::new(), Table::new()],
+            current: SUPERVISOR,
+            watched: [NO_TAG; 8],
+        }
     }
 
     pub(crate) fn memory(&self) -> &GuestMemory {
@@ -147,22 +248,21 @@ impl Mmu {
         })
     }
 
-    fn fill(&mut self, table: usize, linear: u64, translation: &Translation, watched: bool) {
-        let Some(place) = self.ram(translation.physical & !PAGE_MASK) else { return };
-        let flags: *const AtomicU8 = &place.pages.flags()[place.page];
+    fn fill(&mut self, table: usize, linear: u64, want: Want, translation: &Translation) {
         let page = linear & !PAGE_MASK;
+        if want != Want::Execute && self.watched.contains(&page) {
+            return;
+        }
+        let Some(place) = self.ram(translation.physical & !PAGE_MASK) else { return };
         let entry = Entry {
             addend: (place.host as u64).wrapping_sub(page),
-            flags,
+            flags: &place.pages.flags()[place.page],
             physical: translation.physical & !PAGE_MASK,
+            linear: page,
             global: translation.global,
+            page_bits: translation.page_bits,
         };
-        let index = index(linear);
-        let table = &mut self.tables[table];
-        table.entries[index] = entry;
-        // Accesses to a watched page always take the slow way.
-        table.read[index] = if watched { NO_TAG } else { page };
-        table.write[index] = if translation.writable && !watched { page } else { NO_TAG };
+        self.tables[table].fill(entry, want, translation.writable);
     }
 }
 
@@ -234,10 +334,12 @@ impl Cpu {
     #[inline(never)]
     fn read_slow(&mut self, address: u64, size: usize, access: Access) -> Exec<u64> {
         self.check_canonical(address, size, access)?;
+        if access != Access::System {
+            self.watch_data(address, size, false);
+        }
         let first = (PAGE_SIZE - (address & PAGE_MASK)) as usize;
         if first < size {
             let next = self.wrap(address.wrapping_add(first as u64));
-            self.watch(address, size, Want::Read);
             let low_page = self.translate(address, access, Want::Read)?;
             let high_page = self.translate(next, access, Want::Read)?;
             let low = self.read_physical(low_page.physical, first)?;
@@ -246,8 +348,7 @@ impl Cpu {
         }
         let translation = self.translate(address, access, Want::Read)?;
         let table = self.table_for(access);
-        let watched = self.watch(address, size, Want::Read);
-        self.mmu.fill(table, address, &translation, watched);
+        self.mmu.fill(table, address, Want::Read, &translation);
         self.read_physical(translation.physical, size)
     }
 
@@ -255,11 +356,13 @@ impl Cpu {
     #[inline(never)]
     fn write_slow(&mut self, address: u64, value: u64, size: usize, access: Access) -> Exec {
         self.check_canonical(address, size, access)?;
+        if access != Access::System {
+            self.watch_data(address, size, true);
+        }
         let first = (PAGE_SIZE - (address & PAGE_MASK)) as usize;
         if first < size {
             // Both pages must be writable before the first byte is.
             let next = self.wrap(address.wrapping_add(first as u64));
-            self.watch(address, size, Want::Write);
             let low_page = self.translate(address, access, Want::Write)?;
             let high_page = self.translate(next, access, Want::Write)?;
             self.write_physical(low_page.physical, value, first)?;
@@ -267,33 +370,8 @@ impl Cpu {
         }
         let translation = self.translate(address, access, Want::Write)?;
         let table = self.table_for(access);
-        let watched = self.watch(address, size, Want::Write);
-        self.mmu.fill(table, address, &translation, watched);
+        self.mmu.fill(table, address, Want::Write, &translation);
         self.write_physical(translation.physical, value, size)
-    }
-
-    /// Whether a data breakpoint lies on this page; one that the access meets
-    /// is remembered until the instruction is complete (SDM vol. 3, 18.2.4).
-    fn watch(&mut self, address: u64, size: usize, want: Want) -> bool {
-        let dr7 = self.debug.dr7;
-        if dr7 & 0xff == 0 {
-            return false;
-        }
-        let mut watched = false;
-        for number in 0..4 {
-            let (kind, length) = (dr7 >> (16 + 4 * number) & 3, dr7 >> (18 + 4 * number) & 3);
-            if dr7 >> (2 * number) & 3 == 0 || kind & 1 == 0 {
-                continue;
-            }
-            let length = [1, 2, 8, 4][length as usize];
-            let start = self.debug.address[number as usize] & !(length - 1);
-            watched |= start & !PAGE_MASK == address & !PAGE_MASK;
-            let meets = start < address.wrapping_add(size as u64) && address < start + length;
-            if meets && (kind == 3 || want == Want::Write) {
-                self.breakpoint_hits |= 1 << number;
-            }
-        }
-        watched
     }
 
     /// Linear addresses are 32 bits wide outside 64-bit mode.
@@ -305,7 +383,7 @@ impl Cpu {
         }
     }
 
-    fn check_canonical(&self, address: u64, size: usize, access: Access) -> Exec {
+    pub(crate) fn check_canonical(&self, address: u64, size: usize, access: Access) -> Exec {
         if !self.long_mode {
             return Ok(());
         }
@@ -382,9 +460,11 @@ impl Cpu {
             return Ok(Some(addend.wrapping_add(address) as *mut u8));
         }
         self.check_canonical(address, length.max(1), access)?;
+        if self.mmu.watched.contains(&(address & !PAGE_MASK)) {
+            return Ok(None);
+        }
         let translation = self.translate(address, access, want)?;
-        let watched = self.watch(address, length, want);
-        self.mmu.fill(table, address, &translation, watched);
+        self.mmu.fill(table, address, want, &translation);
         Ok(self.mmu.ram(translation.physical).map(|place| place.host))
     }
 
@@ -443,7 +523,7 @@ impl Cpu {
     ) -> Exec<Translation> {
         if self.cr0 & cr0::PG == 0 {
             let physical = address & 0xffff_ffff;
-            return Ok(Translation { physical, writable: true, global: false });
+            return Ok(Translation { physical, writable: true, global: false, page_bits: 12 });
         }
         self.counters.page_walks += 1;
         let user = self.cpl == 3 && access != Access::System;
@@ -452,6 +532,35 @@ impl Cpu {
             self.fault_address = address;
             Exception::PageFault { error_code }.into()
         })
+    }
+
+    /// Translates the address of an instruction.
+    pub(crate) fn translate_code(&mut self, address: u64) -> Exec<Translation> {
+        let (index, page) = (index(address), address & !PAGE_MASK);
+        let table = self.mmu.current;
+        if self.mmu.tables[table].execute[index] == page {
+            let entry = &self.mmu.tables[table].entries[index];
+            return Ok(Translation {
+                physical: entry.physical | address & PAGE_MASK,
+                writable: false,
+                global: entry.global,
+                page_bits: entry.page_bits,
+            });
+        }
+        let translation = self.translate(address, Access::Data, Want::Execute)?;
+        self.mmu.fill(table, address, Want::Execute, &translation);
+        Ok(translation)
+    }
+
+    /// Keeps these pages out of the tables from here on, and no others.
+    pub(crate) fn watch_pages(&mut self, addresses: &[u64]) {
+        self.mmu.watched = [NO_TAG; 8];
+        for (page, address) in self.mmu.watched.iter_mut().zip(addresses) {
+            *page = address & !PAGE_MASK;
+        }
+        for address in addresses {
+            self.mmu.tables.iter_mut().for_each(|table| table.clear_page(*address));
+        }
     }
 
     /// Drops every translation.

@@ -54,4 +54,7 @@ pub(crate) mod prefix {
     pub const REP: u8 = 1;
     pub const REPNE: u8 = 2;
     pub const LOCK: u8 = 4;
+    /// Whether a single-step trap follows depends on TF after the instruction
+    /// rather than before it.
+    pub const NEW_TRAP_FLAG: u8 = 8;
 }

@@ -115,6 +115,7 @@ impl Cpu {
         self.efer = state.control.efer;
         self.xcr0 = state.control.xcr0;
         self.debug = state.debug;
+        self.breakpoints_changed();
         self.msrs = state.msrs.clone();
         self.extended = (&state.fpu).into();
         self.shadow = state.events.shadow;

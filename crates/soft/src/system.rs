@@ -225,8 +225,7 @@ impl Cpu {
             4 | 6 => self.debug.dr6 = value & 0xe00f | 0xffff_0ff0,
             _ => self.debug.dr7 = value & !0xd000 | 0x400,
         }
-        // Watched pages are kept out of the translation tables.
-        self.flush_tlb_all();
+        self.breakpoints_changed();
         self.update_mode();
         Ok(())
     }

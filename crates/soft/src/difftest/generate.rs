@@ -2,7 +2,7 @@
 //! machine state in which its addresses point somewhere interesting.
 
 use iced_x86::{
-    Code, CpuidFeature, EncodingKind, Encoder, Instruction, MemoryOperand, Mnemonic,
+    Code, CpuidFeature, Encoder, EncodingKind, Instruction, MemoryOperand, Mnemonic,
     OpCodeOperandKind, OpKind, Register,
 };
 
@@ -38,8 +38,19 @@ pub fn is_covered(code: Code) -> bool {
 pub(super) fn host_has(feature: CpuidFeature) -> bool {
     use CpuidFeature as F;
     match feature {
-        F::INTEL8086 | F::INTEL186 | F::INTEL286 | F::INTEL386 | F::INTEL486 | F::X64 | F::CMOV
-        | F::FPU | F::FPU287 | F::FPU387 | F::CX8 | F::MULTIBYTENOP | F::PAUSE => true,
+        F::INTEL8086
+        | F::INTEL186
+        | F::INTEL286
+        | F::INTEL386
+        | F::INTEL486
+        | F::X64
+        | F::CMOV
+        | F::FPU
+        | F::FPU287
+        | F::FPU387
+        | F::CX8
+        | F::MULTIBYTENOP
+        | F::PAUSE => true,
         F::BMI1 => std::arch::is_x86_feature_detected!("bmi1"),
         F::BMI2 => std::arch::is_x86_feature_detected!("bmi2"),
         F::ADX => std::arch::is_x86_feature_detected!("adx"),
@@ -71,22 +82,29 @@ pub fn excluded(code: Code) -> Option<&'static str> {
         Fxrstor | Fxrstor64 | Fldenv | Frstor => {
             Some("takes its operand from memory that is rarely valid; has its own test")
         }
-        Fnstenv | Fstenv | Fnsave | Fsave => Some("the kernel loses FIP and FDP at each signal"),
         Popf | Popfd | Popfq => Some("TF and AC from memory would trap in the signal handler"),
         In | Out | Insb | Insw | Insd | Outsb | Outsw | Outsd => Some("ports"),
-        Mov if code.op_code().op_kinds().contains(&OpCodeOperandKind::seg_reg) => {
-            Some("selectors of the host")
-        }
-        Push | Pop
-            if code.op_code().op_kinds().iter().any(|k| {
-                matches!(k, OpCodeOperandKind::fs | OpCodeOperandKind::gs)
-            }) =>
+        Mov if code
+            .op_code()
+            .op_kinds()
+            .contains(&OpCodeOperandKind::seg_reg) =>
         {
             Some("selectors of the host")
         }
-        _ if code.op_code().op_kinds().iter().any(|k| {
-            matches!(k, OpCodeOperandKind::br16_1 | OpCodeOperandKind::br16_2)
-        }) =>
+        Push | Pop
+            if code
+                .op_code()
+                .op_kinds()
+                .iter()
+                .any(|k| matches!(k, OpCodeOperandKind::fs | OpCodeOperandKind::gs)) =>
+        {
+            Some("selectors of the host")
+        }
+        _ if code
+            .op_code()
+            .op_kinds()
+            .iter()
+            .any(|k| matches!(k, OpCodeOperandKind::br16_1 | OpCodeOperandKind::br16_2)) =>
         {
             Some("a branch out of the low 64 KiB; AMD only")
         }
@@ -236,7 +254,8 @@ impl Builder {
             mem_offs => {
                 self.instruction.set_op_kind(n, OpKind::Memory);
                 self.instruction.set_memory_displ_size(8);
-                self.instruction.set_memory_displacement64(data_address(random));
+                self.instruction
+                    .set_memory_displacement64(data_address(random));
             }
             imm8 | imm4_m2z => self.immediate(n, OpKind::Immediate8, random.integer() & 0xff),
             imm8_const_1 => self.immediate(n, OpKind::Immediate8, 1),
@@ -314,7 +333,11 @@ impl Builder {
             }
         };
         // Both operands of one instruction have one address size.
-        let other = if n > 0 { self.instruction.op_kind(n - 1) } else { kind };
+        let other = if n > 0 {
+            self.instruction.op_kind(n - 1)
+        } else {
+            kind
+        };
         let kind = match (kind, other) {
             (OpKind::MemorySegRSI, OpKind::MemoryESEDI) => OpKind::MemorySegESI,
             (OpKind::MemorySegESI, OpKind::MemoryESRDI) => OpKind::MemorySegRSI,
@@ -344,7 +367,8 @@ impl Builder {
         let operand = if let Some(vector) = vector_index {
             let index = vector + random.below(16) as u32;
             let scale = random.pick(&[1, 2, 4, 8]);
-            self.pointers.push((base, target.wrapping_sub(displacement as u64)));
+            self.pointers
+                .push((base, target.wrapping_sub(displacement as u64)));
             MemoryOperand::with_base_index_scale_displ_size(
                 first + base as u32,
                 index,
@@ -358,7 +382,8 @@ impl Builder {
             // Absolute, through a SIB byte.
             MemoryOperand::with_displ(u64::from(target as u32 & 0x7fff_ffff), 8)
         } else if random.one_in(2) {
-            self.pointers.push((base, target.wrapping_sub(displacement as u64)));
+            self.pointers
+                .push((base, target.wrapping_sub(displacement as u64)));
             MemoryOperand::with_base_displ_size(
                 first + base as u32,
                 displacement,
@@ -407,7 +432,10 @@ impl Builder {
                 self.pointers.push((5, data_address(random)));
             }
         }
-        if matches!(self.instruction.mnemonic(), Maskmovq | Maskmovdqu | Vmaskmovdqu) {
+        if matches!(
+            self.instruction.mnemonic(),
+            Maskmovq | Maskmovdqu | Vmaskmovdqu
+        ) {
             self.pointers.push((7, data_address(random)));
         }
     }
@@ -434,7 +462,11 @@ pub fn state(generated: &[Generated], random: &mut Random) -> MachineState {
     for ymm in &mut fpu.ymm {
         *ymm = random.vector();
     }
-    let masks = if random.one_in(3) { random.next() as u32 & 0x1f80 } else { 0x1f80 };
+    let masks = if random.one_in(3) {
+        random.next() as u32 & 0x1f80
+    } else {
+        0x1f80
+    };
     fpu.mxcsr = match random.below(3) {
         0 => 0x1f80,
         1 => masks | random.next() as u32 & 0x3f,
@@ -443,7 +475,11 @@ pub fn state(generated: &[Generated], random: &mut Random) -> MachineState {
     for st in &mut fpu.st {
         *st = random.extended();
     }
-    let masks = if random.one_in(4) { random.next() as u16 & 0x3f } else { 0x3f };
+    let masks = if random.one_in(4) {
+        random.next() as u16 & 0x3f
+    } else {
+        0x3f
+    };
     fpu.fcw = match random.below(3) {
         0 => 0x37f,
         _ => masks | 0x40 | random.next() as u16 & 0xf00,

@@ -84,7 +84,11 @@ pub fn run(
         let mut generated = Vec::with_capacity(length);
         let mut chain = undefined::Chain::default();
         for n in 0..length {
-            let code = if n == 0 { codes[first] } else { random.pick(codes) };
+            let code = if n == 0 {
+                codes[first]
+            } else {
+                random.pick(codes)
+            };
             if n > 0 && !continues(code) {
                 continue;
             }
@@ -142,7 +146,8 @@ impl Tester<'_> {
         let mut offset = 0;
         for (start, end) in READ_WRITE.into_iter().chain([READ_ONLY]) {
             let size = (end - start) as usize;
-            self.engine.write(start, &self.before[offset..offset + size]);
+            self.engine
+                .write(start, &self.before[offset..offset + size]);
             offset += size;
         }
     }
@@ -154,7 +159,10 @@ impl Tester<'_> {
         seed: u64,
         case: u64,
     ) -> Result<(), Failure> {
-        let bytes: Vec<u8> = generated.iter().flat_map(|g| g.bytes.iter().copied()).collect();
+        let bytes: Vec<u8> = generated
+            .iter()
+            .flat_map(|g| g.bytes.iter().copied())
+            .collect();
         let instructions = decode(&bytes);
         self.oracle.load_code(&bytes);
         self.engine.load_code(&bytes);
@@ -169,7 +177,10 @@ impl Tester<'_> {
         }
         let host = {
             host_state.flags &= !(1 << 16);
-            Outcome { state: host_state, fault: host_fault }
+            Outcome {
+                state: host_state,
+                fault: host_fault,
+            }
         };
         let mut soft = self.engine.run(state, instructions.len());
         let mut host = host;
@@ -184,9 +195,16 @@ impl Tester<'_> {
         }
         self.summary.cases += 1;
         self.summary.faults += u64::from(host.fault.is_some());
+        if undefined::misaligned_mode(&instructions, &host) {
+            self.refill(&mut Random::new(case));
+            return Ok(());
+        }
         let mut differences = compare(&instructions, state, &host, &soft);
         self.compare_memory(&mut differences);
-        if instructions.iter().any(|i| undefined::result(i, state.gpr[1])) {
+        if instructions
+            .iter()
+            .any(|i| undefined::result(i, state.gpr[1]))
+        {
             differences.retain(|difference| difference.starts_with("fault"));
             let mut random = Random::new(case);
             self.refill(&mut random);
@@ -214,7 +232,11 @@ impl Tester<'_> {
             let host = self.oracle.read(start, size);
             self.engine.read(start, &mut self.after[..size]);
             if host != &self.after[..size] {
-                let at = host.iter().zip(&self.after).position(|(a, b)| a != b).unwrap_or(0);
+                let at = host
+                    .iter()
+                    .zip(&self.after)
+                    .position(|(a, b)| a != b)
+                    .unwrap_or(0);
                 let from = at & !15;
                 let to = (from + 48).min(size);
                 differences.push(format!(
@@ -250,12 +272,23 @@ fn compare(
             differences.push(format!("{name}: host {host}, soft {soft}"));
         }
     };
-    differ("fault".into(), format!("{:x?}", host.fault), format!("{:x?}", soft.fault));
-    if instructions.iter().any(|i| undefined::result(i, before.gpr[1])) {
+    differ(
+        "fault".into(),
+        format!("{:x?}", host.fault),
+        format!("{:x?}", soft.fault),
+    );
+    if instructions
+        .iter()
+        .any(|i| undefined::result(i, before.gpr[1]))
+    {
         return differences;
     }
     let (h, s) = (&host.state, &soft.state);
-    differ("rip".into(), format!("{:#x}", h.rip), format!("{:#x}", s.rip));
+    differ(
+        "rip".into(),
+        format!("{:#x}", h.rip),
+        format!("{:#x}", s.rip),
+    );
     for (n, (h, s)) in h.gpr.iter().zip(&s.gpr).enumerate() {
         if h != s {
             differ(format!("gpr {n}"), format!("{h:#x}"), format!("{s:#x}"));
@@ -265,7 +298,11 @@ fn compare(
     // signal's.
     let undefined: u64 = instructions.iter().fold(0, |m, i| m | undefined::flags(i));
     let mask = 0xdd5 & !undefined;
-    differ("flags".into(), format!("{:#x}", h.flags & mask), format!("{:#x}", s.flags & mask));
+    differ(
+        "flags".into(),
+        format!("{:#x}", h.flags & mask),
+        format!("{:#x}", s.flags & mask),
+    );
     let vector = host.fault.map(|fault| fault.vector);
     let ignored = undefined::mxcsr(instructions, vector, h.fpu.mxcsr);
     compare_fpu(h, s, ignored, &mut differ);
@@ -284,17 +321,37 @@ fn compare_fpu(
     }
     let mxcsr = |value: u32| format!("{:#x}", value & !ignored_mxcsr);
     differ("mxcsr".into(), mxcsr(h.mxcsr), mxcsr(s.mxcsr));
-    differ("fcw".into(), format!("{:#x}", h.fcw), format!("{:#x}", s.fcw));
-    differ("fsw".into(), format!("{:#x}", h.fsw), format!("{:#x}", s.fsw));
-    differ("ftw".into(), format!("{:#x}", h.ftw), format!("{:#x}", s.ftw));
+    differ(
+        "fcw".into(),
+        format!("{:#x}", h.fcw),
+        format!("{:#x}", s.fcw),
+    );
+    differ(
+        "fsw".into(),
+        format!("{:#x}", h.fsw),
+        format!("{:#x}", s.fsw),
+    );
+    differ(
+        "ftw".into(),
+        format!("{:#x}", h.ftw),
+        format!("{:#x}", s.ftw),
+    );
     for n in 0..8 {
         if h.st[n] != s.st[n] {
-            differ(format!("st{n}"), format!("{:02x?}", h.st[n]), format!("{:02x?}", s.st[n]));
+            differ(
+                format!("st{n}"),
+                format!("{:02x?}", h.st[n]),
+                format!("{:02x?}", s.st[n]),
+            );
         }
     }
     for n in 0..16 {
         if h.ymm[n] != s.ymm[n] {
-            differ(format!("ymm{n}"), format!("{:02x?}", h.ymm[n]), format!("{:02x?}", s.ymm[n]));
+            differ(
+                format!("ymm{n}"),
+                format!("{:02x?}", h.ymm[n]),
+                format!("{:02x?}", s.ymm[n]),
+            );
         }
     }
 }

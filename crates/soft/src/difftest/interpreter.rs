@@ -8,12 +8,12 @@ use favo_accel::{GuestMemory, MemoryBacking, PartitionConfig};
 use favo_types::{ByteCount, GuestAddress};
 
 use super::{
-    CODE, CODE_SIZE, DATA, DATA_SIZE, Engine, Fault, MachineState, Outcome, READ_ONLY, READ_WRITE,
-    START,
+    CODE, CODE_SIZE, DATA, DATA_SIZE, Engine, Fault, MARGIN, MachineState, Outcome, READ_ONLY,
+    READ_WRITE, START, surrounded,
 };
 use crate::cpu::{Cpu, Segment, cr0, cr4, efer};
-use crate::partition::Shared;
 use crate::native::{self, ExtendedState};
+use crate::partition::Shared;
 use crate::trap::{Exception, Trap};
 
 /// Guest-physical addresses of the page tables, of the code and of the data.
@@ -51,13 +51,19 @@ impl Interpreter {
         map_pages(&memory)?;
         let mut cpu = Box::new(processor(memory.clone()));
         enter_user_mode(&mut cpu);
-        Ok(Self { cpu, memory, code_length: 0 })
+        Ok(Self {
+            cpu,
+            memory,
+            code_length: 0,
+        })
     }
 
     /// Whether the decoder knows the instruction in `bytes`.
     pub fn knows(&mut self, bytes: &[u8]) -> bool {
         let unknown = |cpu: &Cpu| cpu.counters.undefined.values().sum::<u64>();
         let before = unknown(&self.cpu);
+        // SYSCALL and its like change the mode.
+        enter_user_mode(&mut self.cpu);
         self.load_code(bytes);
         let state = MachineState {
             rip: START,
@@ -82,8 +88,9 @@ fn map_pages(memory: &GuestMemory) -> Result<(), favo_accel::MemoryError> {
     put(LEVEL_2, CODE >> 21 & 511, CODE_TABLE | TABLE)?;
     put(LEVEL_2, DATA >> 21 & 511, DATA_TABLE | TABLE)?;
     for page in 0..CODE_SIZE / PAGE {
-        put(CODE_TABLE, page, CODE_PHYSICAL + page * PAGE | TABLE)?;
+        put(CODE_TABLE, page, CODE_PHYSICAL + page * PAGE | TABLE & !2)?;
     }
+    memory.write(GuestAddress(CODE_PHYSICAL), &[0xcc; CODE_SIZE as usize])?;
     for page in 0..DATA_SIZE / PAGE {
         let address = DATA + page * PAGE;
         let inside = |range: &(u64, u64)| range.0 <= address && address < range.1;
@@ -119,7 +126,12 @@ fn processor(memory: GuestMemory) -> Cpu {
 }
 
 fn enter_user_mode(cpu: &mut Cpu) {
-    let flat = |selector, access| Segment { selector, base: 0, limit: u32::MAX, access };
+    let flat = |selector, access| Segment {
+        selector,
+        base: 0,
+        limit: u32::MAX,
+        access,
+    };
     let data = flat(USER_DATA, 0xc0f3);
     let null = Segment {
         access: favo_accel::state::Segment::UNUSABLE,
@@ -137,11 +149,8 @@ fn enter_user_mode(cpu: &mut Cpu) {
 impl Engine for Interpreter {
     fn load_code(&mut self, code: &[u8]) {
         self.code_length = code.len();
-        let start = GuestAddress(START - CODE + CODE_PHYSICAL);
-        // A breakpoint behind it ends the block.
-        let mut bytes = code.to_vec();
-        bytes.push(0xcc);
-        let written = self.memory.write(start, &bytes);
+        let start = GuestAddress(START - CODE + CODE_PHYSICAL - MARGIN as u64);
+        let written = self.memory.write(start, &surrounded(code));
         debug_assert!(written.is_ok());
     }
 
@@ -204,6 +213,10 @@ fn describe(cpu: &Cpu, trap: Trap) -> Fault {
                 _ => 0,
             },
         },
-        _ => Fault { vector: NOT_AN_EXCEPTION, error_code: 0, address: 0 },
+        _ => Fault {
+            vector: NOT_AN_EXCEPTION,
+            error_code: 0,
+            address: 0,
+        },
     }
 }

@@ -28,12 +28,22 @@ pub use oracle::Oracle;
 pub use random::Random;
 pub use table::missing;
 
-/// Linear address of the pages with code: readable, writable, executable.
+/// Linear address of the pages with code: readable, executable.
 pub const CODE: u64 = 0x1000_0000;
 /// Size of the pages with code.
 pub const CODE_SIZE: u64 = 0x2000;
 /// Where a case starts.
 pub const START: u64 = CODE + 0x800;
+/// Bytes of breakpoints before a case.
+const MARGIN: usize = 64;
+
+/// `code` among breakpoints: what goes to START - MARGIN.
+fn surrounded(code: &[u8]) -> [u8; 256] {
+    let mut bytes = [0xcc; 256];
+    bytes[MARGIN..MARGIN + code.len()].copy_from_slice(code);
+    bytes
+}
+
 /// Linear address of the data. Between its pages nothing is mapped.
 pub const DATA: u64 = 0x2000_0000;
 /// Size of the data, unmapped pages included.

@@ -39,8 +39,7 @@ impl Engine for Stubs {
         bytes.copy_from_slice(&self.data[offset..offset + bytes.len()]);
     }
     fn run(&mut self, before: &MachineState, _: usize) -> Outcome {
-        let instruction =
-            Decoder::with_ip(64, &self.code, START, DecoderOptions::NONE).decode();
+        let instruction = Decoder::with_ip(64, &self.code, START, DecoderOptions::NONE).decode();
         let native = native::lookup(&instruction)
             .unwrap_or_else(|| panic!("{:?} {:x?}", instruction.code(), self.code));
         let form = native.form;
@@ -48,7 +47,11 @@ impl Engine for Stubs {
         let mut extended = ExtendedState::from(&before.fpu);
         let fail = |vector, error_code, address| Outcome {
             state: before.clone(),
-            fault: Some(Fault { vector, error_code, address }),
+            fault: Some(Fault {
+                vector,
+                error_code,
+                address,
+            }),
         };
         if matches!(form.unit, Unit::X87 | Unit::Mmx | Unit::MmxSse)
             && extended.x87.exception_pending()
@@ -65,18 +68,27 @@ impl Engine for Stubs {
                 Register::ES | Register::CS | Register::SS | Register::DS => Some(0),
                 r => {
                     let value = before.gpr[r.full_register().number()];
-                    Some(if r.size() == 4 { value & 0xffff_ffff } else { value })
+                    Some(if r.size() == 4 {
+                        value & 0xffff_ffff
+                    } else {
+                        value
+                    })
                 }
             };
             let operand_number = (0..instruction.op_count())
                 .find(|n| instruction.op_kind(*n) == iced_x86::OpKind::Memory)
                 .expect("it has one");
-            let address = instruction.virtual_address(operand_number, 0, value).expect("simple");
+            let address = instruction
+                .virtual_address(operand_number, 0, value)
+                .expect("simple");
             if address % u64::from(form.alignment) != 0 {
                 return fail(13, 0, 0);
             }
             let last = address.wrapping_add(u64::from(form.size) - 1);
-            if [address, last].iter().any(|a| (*a as i64) << 16 >> 16 != *a as i64) {
+            if [address, last]
+                .iter()
+                .any(|a| (*a as i64) << 16 >> 16 != *a as i64)
+            {
                 let stack = instruction.memory_segment() == Register::SS;
                 return fail(if stack { 12 } else { 13 }, 0, 0);
             }
@@ -93,7 +105,12 @@ impl Engine for Stubs {
         }
         // SAFETY: the operand is 32 bytes, aligned for the widest vector.
         let result = unsafe {
-            native.run(&mut state.gpr, &mut extended, before.flags, operand.as_mut_ptr())
+            native.run(
+                &mut state.gpr,
+                &mut extended,
+                before.flags,
+                operand.as_mut_ptr(),
+            )
         };
         state.fpu = FpuState::from(&extended);
         match result {
@@ -131,7 +148,9 @@ fn stubs_do_what_the_host_does() {
             })
         })
         .collect();
-    let cases = std::env::var("FAVO_DIFF_CASES").ok().and_then(|n| n.parse().ok());
+    let cases = std::env::var("FAVO_DIFF_CASES")
+        .ok()
+        .and_then(|n| n.parse().ok());
     let mut stubs = Stubs {
         code: Vec::new(),
         data: vec![0; DATA_BYTES],
@@ -147,6 +166,10 @@ fn stubs_do_what_the_host_does() {
     for failure in &summary.failures {
         println!("{}", failure.report);
     }
-    assert!(summary.failures.is_empty(), "{} forms differ", summary.failures.len());
+    assert!(
+        summary.failures.is_empty(),
+        "{} forms differ",
+        summary.failures.len()
+    );
     assert!(codes.len() > 300);
 }

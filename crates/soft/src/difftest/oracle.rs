@@ -15,7 +15,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use favo_accel::state::FpuState;
 
-use super::{CODE, CODE_SIZE, DATA, DATA_SIZE, Fault, MachineState, READ_ONLY, READ_WRITE};
+use super::{
+    CODE, CODE_SIZE, DATA, DATA_SIZE, Fault, MARGIN, MachineState, READ_ONLY, READ_WRITE, START,
+    surrounded,
+};
 
 /// How a case ended, as the signal frame tells.
 #[derive(Clone, Copy, Debug, Default)]
@@ -53,6 +56,8 @@ static ORACLE: Mutex<()> = Mutex::new(());
 /// The host's CPU as an oracle. One exists at a time: the addresses of code
 /// and data are fixed.
 pub struct Oracle {
+    /// The writable view of the code pages.
+    code: *mut u8,
     _only: MutexGuard<'static, ()>,
 }
 
@@ -71,7 +76,7 @@ impl Oracle {
     /// Maps the pages, installs the handlers.
     pub fn new() -> std::io::Result<Self> {
         let only = ORACLE.lock().unwrap_or_else(PoisonError::into_inner);
-        map(CODE, CODE_SIZE, libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC)?;
+        let code = map_code()?;
         map(DATA, DATA_SIZE, libc::PROT_NONE)?;
         for (start, end) in READ_WRITE.into_iter().chain([READ_ONLY]) {
             protect(start, end - start, libc::PROT_READ | libc::PROT_WRITE)?;
@@ -112,7 +117,7 @@ impl Oracle {
                 extended: Vec::with_capacity(16384),
             });
         }
-        Ok(Self { _only: only })
+        Ok(Self { code, _only: only })
     }
 
     /// Writes data pages, read-only one included, and code.
@@ -131,14 +136,13 @@ impl Oracle {
         self.load_code(code);
     }
 
-    /// Fills the code pages with breakpoints and puts `code` at [`super::START`].
+    /// Puts `code` at [`super::START`], among breakpoints.
     pub fn load_code(&mut self, code: &[u8]) {
-        // SAFETY: the pages are ours and mapped writable; the code fits.
+        let bytes = surrounded(code);
+        let offset = (START - CODE) as usize - MARGIN;
+        // SAFETY: inside the writable view of the code pages.
         unsafe {
-            let around = (super::START - 64) as *mut u8;
-            std::ptr::write_bytes(around, 0xcc, 256);
-            assert!(code.len() <= 128);
-            std::ptr::copy_nonoverlapping(code.as_ptr(), super::START as *mut u8, code.len());
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.code.add(offset), bytes.len());
         }
     }
 
@@ -196,6 +200,44 @@ impl Ending {
                 address: if vector == 14 { self.address } else { 0 },
             }),
         }
+    }
+}
+
+/// Maps the code pages: executable at their address, for the code must not be
+/// able to change itself, and writable wherever the kernel likes.
+fn map_code() -> std::io::Result<*mut u8> {
+    let size = CODE_SIZE as usize;
+    let error = || Err(std::io::Error::last_os_error());
+    // SAFETY: plain system calls. MAP_FIXED replaces at most the mapping that
+    // an earlier oracle made at this address, which is gone: there is one at
+    // a time.
+    unsafe {
+        let fd = libc::memfd_create(c"favo-oracle".as_ptr(), libc::MFD_CLOEXEC);
+        if fd < 0 || libc::ftruncate(fd, size as libc::off_t) != 0 {
+            return error();
+        }
+        let view = |address: u64, protection, flags| {
+            libc::mmap(
+                address as *mut _,
+                size,
+                protection,
+                libc::MAP_SHARED | flags,
+                fd,
+                0,
+            )
+        };
+        let execute = view(
+            CODE,
+            libc::PROT_READ | libc::PROT_EXEC,
+            libc::MAP_FIXED | libc::MAP_POPULATE,
+        );
+        let write = view(0, libc::PROT_READ | libc::PROT_WRITE, 0);
+        libc::close(fd);
+        if execute == libc::MAP_FAILED || write == libc::MAP_FAILED {
+            return error();
+        }
+        std::ptr::write_bytes(write.cast::<u8>(), 0xcc, size);
+        Ok(write.cast())
     }
 }
 
@@ -291,7 +333,7 @@ extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut lib
                     "oracle: signal {signal} outside a case, rip {:#x}, address {:#x}, code {:02x?}",
                     registers[libc::REG_RIP as usize],
                     registers[libc::REG_CR2 as usize],
-                    std::slice::from_raw_parts(super::START as *const u8, 16),
+                    std::slice::from_raw_parts(START as *const u8, 16),
                 );
                 die(signal);
             }

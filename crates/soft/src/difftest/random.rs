@@ -36,7 +36,19 @@ impl Random {
 
     /// An integer, often one where something happens.
     pub fn integer(&mut self) -> u64 {
-        let edge = [0, 1, 2, 0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0xffff, 0x7fff_ffff, 0x8000_0000];
+        let edge = [
+            0,
+            1,
+            2,
+            0x7f,
+            0x80,
+            0xff,
+            0x7fff,
+            0x8000,
+            0xffff,
+            0x7fff_ffff,
+            0x8000_0000,
+        ];
         match self.below(8) {
             0 => self.pick(&edge),
             1 => self.pick(&edge).wrapping_neg(),
@@ -57,7 +69,14 @@ impl Random {
             2 => 0x7fc0_0000 | fraction,
             3 => 0x7f80_0000 | fraction & 0x3f_ffff | 1,
             4 => fraction,
-            5 => self.pick(&[1, 0x7f_ffff, 0x80_0000, 0x7f7f_ffff, 0x3f80_0000, 0x3f00_0000]),
+            5 => self.pick(&[
+                1,
+                0x7f_ffff,
+                0x80_0000,
+                0x7f7f_ffff,
+                0x3f80_0000,
+                0x3f00_0000,
+            ]),
             6 => (127 + self.below(40) as u32) << 23 | fraction & self.pick(&[!0, 0x70_0000, 0]),
             7 => (100 + self.below(50) as u32) << 23 | fraction,
             8 => (self.below(30) as u32) << 23 | fraction,
@@ -75,7 +94,14 @@ impl Random {
             2 => 0x7ff8 << 48 | fraction,
             3 => 0x7ff << 52 | fraction >> 1 | 1,
             4 => fraction,
-            5 => self.pick(&[1, (1 << 52) - 1, 1 << 52, (0x7ff << 52) - 1, 0x3ff << 52, 0x3fe << 52]),
+            5 => self.pick(&[
+                1,
+                (1 << 52) - 1,
+                1 << 52,
+                (0x7ff << 52) - 1,
+                0x3ff << 52,
+                0x3fe << 52,
+            ]),
             6 => (1023 + self.below(70)) << 52 | fraction & self.pick(&[!0, 0x7 << 49, 0]),
             7 => (900 + self.below(250)) << 52 | fraction,
             8 => self.below(60) << 52 | fraction,

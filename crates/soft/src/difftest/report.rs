@@ -44,7 +44,9 @@ pub fn failure(case: &Case<'_>) -> Failure {
     for n in registers(case, |i, n| i.op_register(n).is_st()) {
         report += &format!("  st{n} {:02x?}\n", fpu.st[n]);
     }
-    for n in registers(case, |i, n| i.op_register(n).is_xmm() || i.op_register(n).is_ymm()) {
+    for n in registers(case, |i, n| {
+        i.op_register(n).is_xmm() || i.op_register(n).is_ymm()
+    }) {
         report += &format!("  ymm{n} {:02x?}\n", fpu.ymm[n]);
     }
     report += &format!(

@@ -57,6 +57,7 @@ fn absent(code: Code) -> Option<&'static str> {
         Ud0 | Ud1 | Ud2 => Some("defined to be undefined"),
         Fdisi | Feni | Fsetpm | Frstpm | Fstdw | Fstsg => Some("387 and earlier only"),
         Rdpmc => Some("no performance counters are offered"),
+        Reservednop => Some("#UD on AMD's processors with a register"),
         Rsm => Some("there is no system management mode"),
         Getsec | Umonitor => Some("not offered"),
         _ => None,

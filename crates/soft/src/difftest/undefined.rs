@@ -1,5 +1,6 @@
 //! What the manuals leave undefined, and so need not be equal.
 
+use super::Outcome;
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, RflagsBits};
 
 /// RFLAGS bits that `instruction` leaves undefined, as a mask in RFLAGS. The
@@ -88,13 +89,23 @@ pub fn mxcsr(instructions: &[Instruction], vector: Option<u8>, mxcsr: u32) -> u3
     const PRECISION: u32 = 0x20;
     if vector != Some(19) {
         0
-    } else if instructions.iter().any(|i| matches!(i.mnemonic(), Dppd | Dpps | Vdppd | Vdpps)) {
+    } else if instructions
+        .iter()
+        .any(|i| matches!(i.mnemonic(), Dppd | Dpps | Vdppd | Vdpps))
+    {
         0x3f
     } else if mxcsr & !(mxcsr >> 7) & OVERFLOW_UNDERFLOW != 0 {
         PRECISION
     } else {
         0
     }
+}
+
+/// The case switched on AMD's misaligned mode (MXCSR bit 17, APM vol. 1,
+/// 4.2.2), which the host has and a guest is not offered.
+pub fn misaligned_mode(instructions: &[Instruction], host: &Outcome) -> bool {
+    let loads = |i: &Instruction| matches!(i.mnemonic(), Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr);
+    instructions.iter().any(loads) && host.state.fpu.mxcsr >> 17 & 1 != 0
 }
 
 /// iced's flags as RFLAGS bits.

@@ -180,8 +180,7 @@ pub(crate) fn enter<T: Scalar>(cpu: &mut Cpu, op: &Operation) -> Exec {
     // The last page of the new frame must be writable.
     stack.probe(cpu, width)?;
     stack.commit(cpu);
-    let keep_width = if cpu.code_size == CodeSize::Bits64 { 8 } else { width };
-    match keep_width {
+    match width {
         2 => cpu.set_register(gpr::RBP as u8, frame as u16),
         4 => cpu.set_register(gpr::RBP as u8, frame as u32),
         _ => cpu.gpr[gpr::RBP] = frame,

@@ -247,9 +247,15 @@ pub(crate) fn cmps<T: Scalar>(cpu: &mut Cpu, op: &Operation) -> Exec {
     cpu.repeat(op, |cpu| {
         let from = cpu.source(op, T::SIZE)?;
         let with = cpu.destination(op, T::SIZE, false)?;
-        // In this order: it shows in which fault comes first.
-        let b = cpu.read_linear::<T>(with, Access::Data)?;
-        let a = cpu.read_linear::<T>(from, Cpu::operand_access(op))?;
+        // The order shows in which of two faults comes first.
+        let source = Cpu::operand_access(op);
+        let (a, b) = if T::SIZE == 1 && op.prefixes & prefix::REP != 0 {
+            let a = cpu.read_linear::<T>(from, source)?;
+            (a, cpu.read_linear::<T>(with, Access::Data)?)
+        } else {
+            let b = cpu.read_linear::<T>(with, Access::Data)?;
+            (cpu.read_linear::<T>(from, source)?, b)
+        };
         cpu.arithmetic = Cmp::apply(cpu.arithmetic, a, b).1;
         let by = cpu.direction(T::SIZE);
         cpu.step(gpr::RSI, op, by);
@@ -283,6 +289,7 @@ pub(crate) fn ins<T: Scalar>(cpu: &mut Cpu, op: &Operation) -> Exec {
         // Before the device is read, for that may change it.
         cpu.check_writable(to, T::SIZE, Access::Data)?;
         let value = cpu.outside(VcpuExit::PortRead { port, size: port_size::<T>() })?;
+        cpu.watch_port(port, T::SIZE);
         cpu.write_linear(to, T::from_u64(value), Access::Data)?;
         let by = cpu.direction(T::SIZE);
         cpu.step(gpr::RDI, op, by);
@@ -297,6 +304,7 @@ pub(crate) fn outs<T: Scalar>(cpu: &mut Cpu, op: &Operation) -> Exec {
         let from = cpu.source(op, T::SIZE)?;
         let value = cpu.read_linear::<T>(from, Cpu::operand_access(op))?.to_u64() as u32;
         cpu.outside(VcpuExit::PortWrite { port, size: port_size::<T>(), value })?;
+        cpu.watch_port(port, T::SIZE);
         let by = cpu.direction(T::SIZE);
         cpu.step(gpr::RSI, op, by);
         Ok(Next::GoOn)

@@ -503,6 +503,7 @@ pub(crate) fn input<T: Scalar, const IN_DX: bool>(cpu: &mut Cpu, op: &Operation)
     let port = port::<IN_DX>(cpu, op);
     cpu.check_port_access(port, T::SIZE as u8)?;
     let value = cpu.outside(VcpuExit::PortRead { port, size: port_size::<T>() })?;
+    cpu.watch_port(port, T::SIZE);
     cpu.set_register(RAX, T::from_u64(value));
     cpu.advance(op);
     Ok(())
@@ -513,6 +514,7 @@ pub(crate) fn output<T: Scalar, const IN_DX: bool>(cpu: &mut Cpu, op: &Operation
     cpu.check_port_access(port, T::SIZE as u8)?;
     let value = cpu.register::<T>(RAX).to_u64() as u32;
     cpu.outside(VcpuExit::PortWrite { port, size: port_size::<T>(), value })?;
+    cpu.watch_port(port, T::SIZE);
     cpu.advance(op);
     Ok(())
 }
@@ -545,12 +547,24 @@ pub(crate) fn cmpxchg16b(cpu: &mut Cpu, op: &Operation) -> Exec {
     };
     let expected = wide(gpr::RAX, gpr::RDX, cpu);
     let new = wide(gpr::RBX, gpr::RCX, cpu);
-    // Device memory has no 16-byte accesses.
-    let Some(host) = cpu.locked_host(address, 16, access)? else { return Err(GP0) };
-    // SAFETY: `locked_host` vouches for the bytes; the address is aligned in
-    // its page and pages are aligned on the host.
-    let found = unsafe { crate::scalar::compare_exchange_16(host, expected, new) };
-    cpu.written(address, access);
+    let found = if let Some(host) = cpu.locked_host(address, 16, access)? {
+        // SAFETY: `locked_host` vouches for the bytes; the address is aligned
+        // in its page and pages are aligned on the host.
+        let found = unsafe { crate::scalar::compare_exchange_16(host, expected, new) };
+        cpu.written(address, access);
+        found
+    } else {
+        // Not RAM, or under a breakpoint.
+        let _bus = crate::buslock::lock();
+        cpu.check_writable(address, 16, access)?;
+        let low = cpu.read_linear::<u64>(address, access)?;
+        let high = cpu.read_linear::<u64>(address.wrapping_add(8), access)?;
+        let found = u128::from(low) | u128::from(high) << 64;
+        let stored = if found == expected { new } else { found };
+        cpu.write_linear(address, stored as u64, access)?;
+        cpu.write_linear(address.wrapping_add(8), (stored >> 64) as u64, access)?;
+        found
+    };
     if found != expected {
         cpu.gpr[gpr::RAX] = found as u64;
         cpu.gpr[gpr::RDX] = (found >> 64) as u64;

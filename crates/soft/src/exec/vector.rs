@@ -44,7 +44,12 @@ pub(crate) fn prepare(
     }
     let native = native::lookup(instruction)?;
     operation.immediate = std::ptr::from_ref(native.form) as u64;
-    [operation.first, operation.second, operation.third, operation.width] = native.registers;
+    [
+        operation.first,
+        operation.second,
+        operation.third,
+        operation.width,
+    ] = native.registers;
     let access = native.form.access;
     Some(match native.form.unit {
         Unit::X87 => return Some(x87::native_handler(native.form, bytes, operation)),
@@ -80,7 +85,12 @@ pub(crate) fn native_of(operation: &Operation) -> Native {
     let form: &'static Form = unsafe { &*(operation.immediate as *const Form) };
     Native {
         form,
-        registers: [operation.first, operation.second, operation.third, operation.width],
+        registers: [
+            operation.first,
+            operation.second,
+            operation.third,
+            operation.width,
+        ],
     }
 }
 
@@ -224,7 +234,11 @@ impl Cpu {
         let Some(gpr) = self.gpr.first_chunk_mut::<16>() else {
             return Err(UD);
         };
-        let flags = if native.form.reads_flags() { self.arithmetic.bits() } else { 0 };
+        let flags = if native.form.reads_flags() {
+            self.arithmetic.bits()
+        } else {
+            0
+        };
         // SAFETY: callers pass a host address that `host_range` vouched for,
         // or a buffer of 32 bytes with that alignment; guest pages and host
         // pages are aligned alike, and alignment was checked.
@@ -256,6 +270,7 @@ impl Cpu {
         bytes: &mut [u8],
         access: crate::mmu::Access,
     ) -> Exec {
+        self.check_canonical(address, bytes.len(), access)?;
         let mut at = address;
         for piece in pieces(bytes.len()) {
             let value = match piece.len() {

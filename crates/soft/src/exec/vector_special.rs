@@ -72,10 +72,16 @@ pub(crate) fn prepare(instruction: &Instruction, operation: &mut Operation) -> O
             operation.third = index_number;
             operation.index = NO_REGISTER;
             let qword = instruction.memory_size() == MemorySize::Float64
-                || matches!(instruction.mnemonic(), Vgatherdpd | Vgatherqpd | Vpgatherdq | Vpgatherqq);
+                || matches!(
+                    instruction.mnemonic(),
+                    Vgatherdpd | Vgatherqpd | Vpgatherdq | Vpgatherqq
+                );
             operation.width = flags(wide, qword);
             operation.immediate = u64::from(lanes(instruction, qword)) << 8
-                | u64::from(matches!(instruction.mnemonic(), Vgatherqps | Vgatherqpd | Vpgatherqd | Vpgatherqq));
+                | u64::from(matches!(
+                    instruction.mnemonic(),
+                    Vgatherqps | Vgatherqpd | Vpgatherqd | Vpgatherqq
+                ));
             Some(gather)
         }
         _ => None,
@@ -104,7 +110,10 @@ fn implicit_segment(instruction: &Instruction, operation: &Operation) -> u8 {
 fn lanes(instruction: &Instruction, qword: bool) -> u8 {
     let index_qword = {
         use Mnemonic::*;
-        matches!(instruction.mnemonic(), Vgatherqps | Vgatherqpd | Vpgatherqd | Vpgatherqq)
+        matches!(
+            instruction.mnemonic(),
+            Vgatherqps | Vgatherqpd | Vpgatherqd | Vpgatherqq
+        )
     };
     let bytes = |register: Register| if register.is_ymm() { 32 } else { 16 };
     let data = bytes(instruction.op0_register()) / if qword { 8 } else { 4 };
@@ -196,7 +205,10 @@ fn maskmov<const UNIT: u8>(cpu: &mut Cpu, operation: &Operation) -> Exec {
 /// Element size and number of elements of VMASKMOV and VPMASKMOV.
 fn elements(operation: &Operation) -> (usize, usize) {
     let size = if operation.width & QWORD != 0 { 8 } else { 4 };
-    (size, if operation.width & WIDE != 0 { 32 } else { 16 } / size)
+    (
+        size,
+        if operation.width & WIDE != 0 { 32 } else { 16 } / size,
+    )
 }
 
 /// The top bit of element `n` of `mask`.
@@ -212,7 +224,11 @@ fn masked_load(cpu: &mut Cpu, operation: &Operation) -> Exec {
     let mut result = [0; 32];
     for n in (0..count).filter(|n| selected(&mask, *n, size)) {
         let at = address.wrapping_add((n * size) as u64);
-        cpu.read_pieces(at, &mut result[n * size..][..size], Cpu::operand_access(operation))?;
+        cpu.read_pieces(
+            at,
+            &mut result[n * size..][..size],
+            Cpu::operand_access(operation),
+        )?;
     }
     cpu.extended.ymm[usize::from(operation.first & 15)] = result;
     cpu.advance(operation);
@@ -244,7 +260,10 @@ fn gather(cpu: &mut Cpu, operation: &Operation) -> Exec {
     let count = (operation.immediate >> 8 & 0xff) as usize;
     let index_size = if operation.immediate & 1 != 0 { 8 } else { 4 };
     let index = cpu.extended.ymm[usize::from(operation.third & 15)];
-    let (destination, mask) = (usize::from(operation.first & 15), usize::from(operation.second & 15));
+    let (destination, mask) = (
+        usize::from(operation.first & 15),
+        usize::from(operation.second & 15),
+    );
     // Elements in the log of a run that is continued were committed then.
     for n in 0..count {
         if !selected(&cpu.extended.ymm[mask], n, size) {
@@ -259,7 +278,9 @@ fn gather(cpu: &mut Cpu, operation: &Operation) -> Exec {
             i64::from(u64::from_le_bytes(bytes) as i32) as u64
         };
         let element = Operation {
-            displacement: operation.displacement.wrapping_add(index << operation.scale),
+            displacement: operation
+                .displacement
+                .wrapping_add(index << operation.scale),
             ..*operation
         };
         let address = cpu.address(&element, size, false)?;
@@ -283,7 +304,11 @@ fn gather(cpu: &mut Cpu, operation: &Operation) -> Exec {
 impl Cpu {
     /// Vector registers that the current mode has names for.
     fn visible_vectors(&mut self) -> &mut [[u8; 32]] {
-        let count = if self.code_size == crate::cpu::CodeSize::Bits64 { 16 } else { 8 };
+        let count = if self.code_size == crate::cpu::CodeSize::Bits64 {
+            16
+        } else {
+            8
+        };
         &mut self.extended.ymm[..count]
     }
 }

@@ -9,7 +9,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 use crate::cpu::{Cpu, SegmentRegister, cr0};
 use crate::exec::vector::{Buffer, native_of};
 use crate::mmu::Want;
-use crate::native::{self, EXCEPTION_FLAGS, Form, FSW_B, FSW_ES, MemoryAccess};
+use crate::native::{self, EXCEPTION_FLAGS, FSW_B, FSW_ES, Form, MemoryAccess};
 use crate::operation::{Handler, NO_SEGMENT, Operation};
 use crate::trap::{Exception, Exec};
 

@@ -63,15 +63,18 @@ const COMPACTED: u8 = 2;
 impl Cpu {
     /// XMM or YMM registers that the mode has names for.
     fn vector_count(&self) -> usize {
-        if self.code_size == CodeSize::Bits64 { 16 } else { 8 }
+        if self.code_size == CodeSize::Bits64 {
+            16
+        } else {
+            8
+        }
     }
 
     /// The SSE part of FXSAVE is left out: the OS has not said that it knows
     /// it, or asked for the fast form (AMD APM vol. 2, 3.1.7).
     fn fxsave_skips_sse(&self) -> bool {
-        let fast = self.efer & efer::FFXSR != 0
-            && self.cpl == 0
-            && self.code_size == CodeSize::Bits64;
+        let fast =
+            self.efer & efer::FFXSR != 0 && self.cpl == 0 && self.code_size == CodeSize::Bits64;
         fast || self.cr4 & cr4::OSFXSR == 0
     }
 
@@ -94,7 +97,13 @@ impl Cpu {
     }
 
     /// An aligned operand.
-    fn state_address(&self, operation: &Operation, size: usize, align: u64, write: bool) -> Exec<u64> {
+    fn state_address(
+        &self,
+        operation: &Operation,
+        size: usize,
+        align: u64,
+        write: bool,
+    ) -> Exec<u64> {
         let address = self.address(operation, size, write)?;
         if address & (align - 1) != 0 {
             return Err(GP0);
@@ -145,12 +154,19 @@ fn fxrstor<const REX_W: bool>(cpu: &mut Cpu, operation: &Operation) -> Exec {
     cpu.check_x87()?;
     let address = cpu.state_address(operation, 512, 16, false)?;
     let mut area = Area::default();
-    cpu.read_pieces(address, &mut area.bytes[..416], Cpu::operand_access(operation))?;
+    cpu.read_pieces(
+        address,
+        &mut area.bytes[..416],
+        Cpu::operand_access(operation),
+    )?;
     let with_mxcsr = cpu.cr4 & cr4::OSFXSR != 0;
     if with_mxcsr && area.mxcsr() & !MXCSR_VALID != 0 {
         return Err(GP0);
     }
-    area.take_x87(&mut cpu.extended, REX_W && cpu.code_size == CodeSize::Bits64);
+    area.take_x87(
+        &mut cpu.extended,
+        REX_W && cpu.code_size == CodeSize::Bits64,
+    );
     if with_mxcsr {
         cpu.extended.mxcsr = area.mxcsr();
     }
@@ -190,10 +206,18 @@ fn xsave<const REX_W: bool, const KIND: u8>(cpu: &mut Cpu, operation: &Operation
         (written & SSE != 0, 160..160 + 16 * count),
         (written & AVX != 0, YMM_HIGH..YMM_HIGH + 16 * count),
     ];
-    let size = if written & AVX != 0 { YMM_HIGH + 256 } else { HEADER + 64 };
+    let size = if written & AVX != 0 {
+        YMM_HIGH + 256
+    } else {
+        HEADER + 64
+    };
     cpu.check_writable(address, size, access)?;
     let header = address.wrapping_add(HEADER as u64);
-    let old = if KIND == COMPACTED { 0 } else { cpu.read_linear::<u64>(header, access)? };
+    let old = if KIND == COMPACTED {
+        0
+    } else {
+        cpu.read_linear::<u64>(header, access)?
+    };
     for (_, range) in parts.into_iter().filter(|(write, _)| *write) {
         let at = address.wrapping_add(range.start as u64);
         cpu.write_pieces(at, &area.bytes[range], access)?;
@@ -231,7 +255,13 @@ fn xrstor<const REX_W: bool>(cpu: &mut Cpu, operation: &Operation) -> Exec {
     }
     let initial = Area::initial();
     let count = cpu.vector_count();
-    let source = |component| if present & component != 0 { &area } else { &initial };
+    let source = |component| {
+        if present & component != 0 {
+            &area
+        } else {
+            &initial
+        }
+    };
     if requested & X87 != 0 {
         let wide = REX_W && cpu.code_size == CodeSize::Bits64;
         source(X87).take_x87(&mut cpu.extended, wide);

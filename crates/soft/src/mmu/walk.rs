@@ -38,6 +38,8 @@ pub(crate) struct Translation {
     pub writable: bool,
     /// Stays valid across address spaces.
     pub global: bool,
+    /// Log2 of the size of the page.
+    pub page_bits: u8,
 }
 
 /// One step of a walk.
@@ -159,6 +161,7 @@ impl Cpu {
             physical: base | linear & ((1 << page_bits) - 1),
             writable: writable && (marks_dirty || leaf & entry::DIRTY != 0),
             global: leaf & entry::GLOBAL != 0 && self.cr4 & cr4::PGE != 0,
+            page_bits: page_bits as u8,
         }))
     }
 

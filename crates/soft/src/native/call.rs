@@ -93,7 +93,11 @@ impl Native {
         if self.form.half_results {
             // VCVTPS2PH does not flush.
             let destination = state.ymm[usize::from(self.registers[0] & 15)];
-            let result = if writes { &buffer[..] } else { &destination[..16] };
+            let result = if writes {
+                &buffer[..]
+            } else {
+                &destination[..16]
+            };
             raised |= if has_tiny_half(result) { UNDERFLOW } else { 0 };
         }
         if raised & unmasked != 0 {
@@ -124,12 +128,7 @@ impl Native {
     /// # Safety
     ///
     /// As [`Native::run`].
-    unsafe fn enter(
-        &self,
-        gpr: &mut [u64; 16],
-        state: &mut ExtendedState,
-        memory: *mut u8,
-    ) -> u64 {
+    unsafe fn enter(&self, gpr: &mut [u64; 16], state: &mut ExtendedState, memory: *mut u8) -> u64 {
         if self.form.shape.mmx() {
             state.x87.enter_mmx();
         }

@@ -92,14 +92,17 @@ pub fn features() -> impl Iterator<Item = CpuidBit> {
 
 /// The host has AVX and its OS saves YMM registers.
 pub fn host_has_avx() -> bool {
-    HOST.iter().any(|(feature, _)| *feature == CpuidFeature::AVX)
+    HOST.iter()
+        .any(|(feature, _)| *feature == CpuidFeature::AVX)
 }
 
 /// The host's vendor is AMD, or Hygon, whose processors are AMD's design.
 pub fn host_is_amd() -> bool {
     static AMD: LazyLock<bool> = LazyLock::new(|| {
         let leaf = std::arch::x86_64::__cpuid(0);
-        let name = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat();
+        let name = [leaf.ebx, leaf.edx, leaf.ecx]
+            .map(u32::to_le_bytes)
+            .concat();
         name == b"AuthenticAMD" || name == b"HygonGenuine"
     });
     *AMD
@@ -153,12 +156,52 @@ pub fn is_emulated(code: Code) -> bool {
     use Mnemonic::*;
     matches!(
         code.mnemonic(),
-        Fldcw | Fnstcw | Fstcw | Fnstsw | Fstsw | Fnclex | Fclex | Fninit | Finit | Fnstenv
-            | Fstenv | Fldenv | Fnsave | Fsave | Frstor | Wait | Feni | Fneni | Fdisi | Fndisi
-            | Fsetpm | Fnsetpm | Frstpm | Fnop | Emms | Ldmxcsr | Stmxcsr | Vldmxcsr | Vstmxcsr
-            | Vzeroupper | Vzeroall | Maskmovq | Maskmovdqu | Vmaskmovdqu | Vmaskmovps
-            | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq | Vgatherdps | Vgatherdpd | Vgatherqps
-            | Vgatherqpd | Vpgatherdd | Vpgatherdq | Vpgatherqd | Vpgatherqq
+        Fldcw
+            | Fnstcw
+            | Fstcw
+            | Fnstsw
+            | Fstsw
+            | Fnclex
+            | Fclex
+            | Fninit
+            | Finit
+            | Fnstenv
+            | Fstenv
+            | Fldenv
+            | Fnsave
+            | Fsave
+            | Frstor
+            | Wait
+            | Feni
+            | Fneni
+            | Fdisi
+            | Fndisi
+            | Fsetpm
+            | Fnsetpm
+            | Frstpm
+            | Fnop
+            | Emms
+            | Ldmxcsr
+            | Stmxcsr
+            | Vldmxcsr
+            | Vstmxcsr
+            | Vzeroupper
+            | Vzeroall
+            | Maskmovq
+            | Maskmovdqu
+            | Vmaskmovdqu
+            | Vmaskmovps
+            | Vmaskmovpd
+            | Vpmaskmovd
+            | Vpmaskmovq
+            | Vgatherdps
+            | Vgatherdpd
+            | Vgatherqps
+            | Vgatherqpd
+            | Vpgatherdd
+            | Vpgatherdq
+            | Vpgatherqd
+            | Vpgatherqq
     )
 }
 

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use iced_x86::{
-    Code, EncodingKind, Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
+    Code, Encoder, EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
     Register,
 };
 
@@ -169,9 +169,8 @@ fn unit(instruction: &Instruction) -> Option<Unit> {
         return Some(Unit::X87);
     }
     // CVTPI2PS and CVTPI2PD from memory do not touch the MMX registers.
-    let mmx = (0..instruction.op_count()).any(|n| {
-        instruction.op_kind(n) == OpKind::Register && instruction.op_register(n).is_mm()
-    });
+    let mmx = (0..instruction.op_count())
+        .any(|n| instruction.op_kind(n) == OpKind::Register && instruction.op_register(n).is_mm());
     let kinds = code.op_code().op_kinds();
     let vector = kinds.iter().any(|kind| {
         matches!(
@@ -208,7 +207,8 @@ impl<'a> Analysis<'a> {
                 flags_in: unit == Unit::X87
                     && (instruction.rflags_read() | instruction.rflags_modified()) != 0,
                 flags_out: instruction.rflags_modified() != 0,
-                avx: features::host_has_avx() && matches!(unit, Unit::Sse | Unit::MmxSse | Unit::Avx),
+                avx: features::host_has_avx()
+                    && matches!(unit, Unit::Sse | Unit::MmxSse | Unit::Avx),
                 ..StubShape::default()
             },
             registers: [0; 4],
@@ -266,12 +266,14 @@ impl<'a> Analysis<'a> {
         if second > 1 || !register.is_gpr() {
             return None;
         }
-        Some(match register.size() {
-            8 => Register::R10,
-            4 => Register::R10D,
-            2 => Register::R10W,
-            _ => return None,
-        } + second)
+        Some(
+            match register.size() {
+                8 => Register::R10,
+                4 => Register::R10D,
+                2 => Register::R10W,
+                _ => return None,
+            } + second,
+        )
     }
 
     fn memory(&mut self, access: OpAccess) -> Option<()> {

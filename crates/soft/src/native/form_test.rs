@@ -21,7 +21,12 @@ fn sse_keeps_upper_halves_and_other_registers() {
         ymm.fill(n as u8 + 1);
     }
     // paddb xmm1, xmm9
-    run(&[0x66, 0x41, 0x0f, 0xfc, 0xc9], &mut [0; 16], &mut state, &mut []);
+    run(
+        &[0x66, 0x41, 0x0f, 0xfc, 0xc9],
+        &mut [0; 16],
+        &mut state,
+        &mut [],
+    );
     assert_eq!(state.ymm[1][..16], [12; 16]);
     if host_has_avx() {
         assert_eq!(state.ymm[1][16..], [2; 16]);
@@ -36,10 +41,20 @@ fn memory_general_registers_and_flags() {
     let mut gpr = [0; 16];
     let mut memory = *b"0123456789abcdef";
     // movdqu xmm15, [rax + 4*rbx + 0x10]
-    run(&[0xf3, 0x44, 0x0f, 0x6f, 0x7c, 0x98, 0x10], &mut gpr, &mut state, &mut memory);
+    run(
+        &[0xf3, 0x44, 0x0f, 0x6f, 0x7c, 0x98, 0x10],
+        &mut gpr,
+        &mut state,
+        &mut memory,
+    );
     assert_eq!(state.ymm[15][..16], memory);
     // movq r13, xmm15
-    run(&[0x66, 0x4d, 0x0f, 0x7e, 0xfd], &mut gpr, &mut state, &mut []);
+    run(
+        &[0x66, 0x4d, 0x0f, 0x7e, 0xfd],
+        &mut gpr,
+        &mut state,
+        &mut [],
+    );
     assert_eq!(gpr[13], u64::from_le_bytes(*b"01234567"));
     // movups [rsp], xmm3
     run(&[0x0f, 0x11, 0x1c, 0x24], &mut gpr, &mut state, &mut memory);
@@ -92,8 +107,17 @@ fn forms_do_not_depend_on_registers_or_addresses() {
 
 #[test]
 fn instructions_that_touch_no_vector_are_not_ours() {
-    for bytes in [&[0x90][..], &[0x0f, 0xae, 0xe8], &[0xf3, 0x0f, 0xb8, 0xc0], &[0x0f, 0x77]] {
-        assert_eq!(lookup(&decode(bytes)).map(|n| n.registers), None, "{bytes:x?}");
+    for bytes in [
+        &[0x90][..],
+        &[0x0f, 0xae, 0xe8],
+        &[0xf3, 0x0f, 0xb8, 0xc0],
+        &[0x0f, 0x77],
+    ] {
+        assert_eq!(
+            lookup(&decode(bytes)).map(|n| n.registers),
+            None,
+            "{bytes:x?}"
+        );
     }
     assert!(matches!(decode(&[0x0f, 0x77]).code(), Code::Emms));
 }

@@ -21,9 +21,11 @@ mod stub;
 
 pub use arena::ArenaError;
 pub use call::SimdException;
-pub use features::{CpuidBit, features, host_has_avx, host_is_amd, is_emulated, is_x87, offered, supports, xcr0};
 #[cfg(any(test, feature = "difftest"))]
 pub use features::host_supports;
+pub use features::{
+    CpuidBit, features, host_has_avx, host_is_amd, is_emulated, is_x87, offered, supports, xcr0,
+};
 pub use form::{Form, MemoryAccess, Native, Unit, initialize, lookup};
 pub use state::{
     EXCEPTION_FLAGS, ExtendedState, FSW_B, FSW_ES, MXCSR_DEFAULT, MXCSR_MASKS, MXCSR_VALID,

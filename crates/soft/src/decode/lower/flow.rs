@@ -6,7 +6,7 @@ use super::integer::condition;
 use crate::decode::operand::{Place, branch_width, place, width};
 use crate::decode::pick::by_word;
 use crate::exec::flow;
-use crate::operation::{Handler, Operation};
+use crate::operation::{Handler, Operation, prefix};
 
 pub(super) fn handler(instruction: &Instruction, operation: &mut Operation) -> Option<Handler> {
     use Mnemonic::*;
@@ -54,7 +54,10 @@ pub(super) fn handler(instruction: &Instruction, operation: &mut Operation) -> O
             };
             by_word!(branch_width(instruction), flow::jump_if_counter_zero)
         }
-        Int => flow::software_interrupt,
+        Int => {
+            operation.prefixes |= prefix::NEW_TRAP_FLAG;
+            flow::software_interrupt
+        }
         Int3 => flow::breakpoint,
         Int1 => flow::debug_trap,
         Into => flow::overflow_trap,

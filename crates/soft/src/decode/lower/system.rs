@@ -6,7 +6,7 @@ use crate::cpu::{CodeSize, SegmentRegister};
 use crate::decode::operand::{Place, place, width};
 use crate::decode::pick::{by_bytes, by_flag, by_word};
 use crate::exec::system;
-use crate::operation::{Handler, Operation};
+use crate::operation::{Handler, Operation, prefix};
 
 pub(super) fn handler(
     instruction: &Instruction,
@@ -125,8 +125,12 @@ fn control(instruction: &Instruction, operation: &mut Operation) -> Option<Handl
         Rdmsr => system::read_msr,
         Wrmsr => system::write_msr,
         Mnemonic::Cpuid => system::cpuid,
-        Syscall => system::syscall,
+        Syscall => {
+            operation.prefixes |= prefix::NEW_TRAP_FLAG;
+            system::syscall
+        }
         Sysret | Sysretq => {
+            operation.prefixes |= prefix::NEW_TRAP_FLAG;
             operation.width = if instruction.code() == Code::Sysretq { 8 } else { 4 };
             system::sysret
         }

@@ -42,7 +42,9 @@ fn store<const SIZE: usize, const SAVE: bool>(cpu: &mut Cpu, operation: &Operati
             to.copy_from_slice(&from[..10]);
         }
     }
-    cpu.check_writable(address, size, access)?;
+    // The first field, then the last byte: it shows in the address of a fault.
+    cpu.check_writable(address, SIZE / 7, access)?;
+    cpu.check_writable(address.wrapping_add(size as u64 - 1), 1, access)?;
     cpu.write_pieces(address, &bytes[..size], access)?;
     if SAVE {
         cpu.initialize_x87();
@@ -77,7 +79,10 @@ fn load<const SIZE: usize, const SAVE: bool>(cpu: &mut Cpu, operation: &Operatio
 fn field(bytes: &[u8], number: usize) -> u32 {
     let width = bytes.len() / 7;
     let bytes = &bytes[number * width..][..width];
-    bytes.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte))
+    bytes
+        .iter()
+        .rev()
+        .fold(0, |value, byte| value << 8 | u32::from(*byte))
 }
 
 impl Cpu {
@@ -144,7 +149,11 @@ impl Cpu {
             extended.fdp = (field(5) & low).into();
             extended.fcs = field(4) as u16;
             extended.fds = field(6) as u16;
-            extended.fop = if wide { (field(4) >> 16) as u16 & 0x7ff } else { 0 };
+            extended.fop = if wide {
+                (field(4) >> 16) as u16 & 0x7ff
+            } else {
+                0
+            };
         }
     }
 }

@@ -22,7 +22,9 @@ pub(super) struct Area {
 
 impl Default for Area {
     fn default() -> Self {
-        Self { bytes: [0; YMM_HIGH + 256] }
+        Self {
+            bytes: [0; YMM_HIGH + 256],
+        }
     }
 }
 
@@ -147,9 +149,7 @@ impl Area {
                 && present & !components == 0
                 && rest.iter().all(|byte| *byte == 0)
         } else {
-            present & !xcr0 == 0
-                && compaction == 0
-                && rest[..8].iter().all(|byte| *byte == 0)
+            present & !xcr0 == 0 && compaction == 0 && rest[..8].iter().all(|byte| *byte == 0)
         };
         if valid { Ok(()) } else { Err(GP0) }
     }
