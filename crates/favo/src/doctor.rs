@@ -37,8 +37,11 @@ struct Tool {
 }
 
 /// Programs image builds use, with the Debian packages that hold them.
-const TOOLS: [(&str, &str); 3] =
-    [("mmdebstrap", "mmdebstrap"), ("mke2fs", "e2fsprogs"), ("apt-get", "apt")];
+const TOOLS: [(&str, &str); 3] = [
+    ("mmdebstrap", "mmdebstrap"),
+    ("mke2fs", "e2fsprogs"),
+    ("apt-get", "apt"),
+];
 
 /// Runs `favo doctor`.
 pub fn run(args: Args) -> Result<ExitCode, Failure> {
@@ -54,17 +57,33 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
         Format::Json => print_json(&report)?,
         Format::Table => print_report(&report),
     }
-    Ok(if usable { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if usable {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn tool(name: &'static str, package: &'static str) -> Tool {
-    let present = Command::new("sh").args(["-c", "command -v \"$0\"", name]).output();
-    Tool { name, package, present: present.is_ok_and(|output| output.status.success()) }
+    let present = Command::new("sh")
+        .args(["-c", "command -v \"$0\"", name])
+        .output();
+    Tool {
+        name,
+        package,
+        present: present.is_ok_and(|output| output.status.success()),
+    }
 }
 
 fn print_report(report: &Report) {
     let line = |name: &str, value: String| print_line(&format!("{name:<12} {value}"));
-    line("host", format!("{} processors, {} of memory", report.processors, report.memory_bytes));
+    line(
+        "host",
+        format!(
+            "{} processors, {} of memory",
+            report.processors, report.memory_bytes
+        ),
+    );
     for found in &report.engines.engines {
         let state = match (&found.unavailable, found.instructions_per_second) {
             (Some(reason), _) => format!("no: {reason}"),
@@ -75,16 +94,27 @@ fn print_report(report: &Report) {
         };
         line(&found.engine.to_string(), state);
     }
-    let chosen =
-        report.engines.engine.map_or_else(|| "none".to_owned(), |engine| engine.to_string());
+    let chosen = report
+        .engines
+        .engine
+        .map_or_else(|| "none".to_owned(), |engine| engine.to_string());
     line("engine", format!("{chosen}: {}", report.engines.reason));
     let state = report.state_directory.as_ref();
-    line("state", state.map_or_else(|| "no home directory".to_owned(), |path| path.display().to_string()));
+    line(
+        "state",
+        state.map_or_else(
+            || "no home directory".to_owned(),
+            |path| path.display().to_string(),
+        ),
+    );
     for tool in &report.tools {
         let state = if tool.present {
             "there".to_owned()
         } else {
-            format!("missing: apt-get install {} (for image builds)", tool.package)
+            format!(
+                "missing: apt-get install {} (for image builds)",
+                tool.package
+            )
         };
         line(tool.name, state);
     }

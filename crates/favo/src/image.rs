@@ -46,7 +46,9 @@ enum Command {
         format: FormatArgs,
     },
     /// Make an image from a file: a raw or qcow2 disk, or a tar of a root file system.
-    #[command(after_help = "Example:\n  favo image import disk.qcow2 --name mail:1 --kernel vmlinuz --initrd initrd.img")]
+    #[command(
+        after_help = "Example:\n  favo image import disk.qcow2 --name mail:1 --kernel vmlinuz --initrd initrd.img"
+    )]
     Import {
         /// The file.
         file: PathBuf,
@@ -120,12 +122,32 @@ enum DiskFormat {
 pub fn run(args: Args) -> Result<ExitCode, Failure> {
     let store = Store::open_default().map_err(failure)?;
     match args.command {
-        Command::Build { image, name, disk_size, replace, format } => {
-            let options = BuildOptions { name, disk_size, replace, ..BuildOptions::default() };
+        Command::Build {
+            image,
+            name,
+            disk_size,
+            replace,
+            format,
+        } => {
+            let options = BuildOptions {
+                name,
+                disk_size,
+                replace,
+                ..BuildOptions::default()
+            };
             let made = with_progress(|progress| build::build(&store, &image, &options, progress))?;
             print_image(format.output, &made)?;
         }
-        Command::Import { file, name, kernel, initrd, cmdline, disk_size, replace, format } => {
+        Command::Import {
+            file,
+            name,
+            kernel,
+            initrd,
+            cmdline,
+            disk_size,
+            replace,
+            format,
+        } => {
             let name = name.map_or_else(|| name_of(&file), Ok)?;
             let options = ImportOptions {
                 kernel,
@@ -142,7 +164,11 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
         Command::Show { image, format } => {
             print_image(format.output, &store.show(&image).map_err(failure)?)?;
         }
-        Command::Rm { images, force, format } => {
+        Command::Rm {
+            images,
+            force,
+            format,
+        } => {
             for image in &images {
                 let removed = store.remove(image, force).map_err(failure)?;
                 if format.output == Format::Json {
@@ -152,13 +178,28 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
                 }
             }
         }
-        Command::Export { image, file, format, replace } => {
+        Command::Export {
+            image,
+            file,
+            format,
+            replace,
+        } => {
             let qcow2 = match format {
                 Some(format) => format == DiskFormat::Qcow2,
-                None => file.extension().is_some_and(|extension| extension == "qcow2"),
+                None => file
+                    .extension()
+                    .is_some_and(|extension| extension == "qcow2"),
             };
-            let format = if qcow2 { ExportFormat::Qcow2 } else { ExportFormat::Raw };
-            let options = ExportOptions { file, format, replace };
+            let format = if qcow2 {
+                ExportFormat::Qcow2
+            } else {
+                ExportFormat::Raw
+            };
+            let options = ExportOptions {
+                file,
+                format,
+                replace,
+            };
             with_progress(|progress| export::export(&store, &image, &options, progress))?;
         }
     }
@@ -194,10 +235,12 @@ pub fn failure(error: ImageError) -> Failure {
 
 /// `disk.qcow2` becomes `disk:latest`.
 fn name_of(file: &std::path::Path) -> Result<ImageName, Failure> {
-    let stem = file.file_stem().map(|stem| stem.to_string_lossy().to_lowercase());
-    stem.unwrap_or_default().parse().map_err(|error| {
-        Failure::new(format!("{error}; give it one with --name"))
-    })
+    let stem = file
+        .file_stem()
+        .map(|stem| stem.to_string_lossy().to_lowercase());
+    stem.unwrap_or_default()
+        .parse()
+        .map_err(|error| Failure::new(format!("{error}; give it one with --name")))
 }
 
 fn list(store: &Store, format: Format) -> Result<(), Failure> {

@@ -133,9 +133,7 @@ enum Event {
 pub fn run(args: Args) -> Result<ExitCode, Failure> {
     let with_command = !args.command.is_empty();
     start(args).map_err(|failure| match failure.status {
-        exit::FAILED if with_command => {
-            Failure::with_status(failure.message, exit::RUN_FAILED)
-        }
+        exit::FAILED if with_command => Failure::with_status(failure.message, exit::RUN_FAILED),
         _ => failure,
     })
 }
@@ -150,8 +148,15 @@ fn start(args: Args) -> Result<ExitCode, Failure> {
                 })?,
                 None => Vec::new(),
             };
-            let command_line = args.cmdline.clone().unwrap_or_else(|| "console=ttyS0".to_owned());
-            let boot = DirectBoot { kernel, initrd, command_line };
+            let command_line = args
+                .cmdline
+                .clone()
+                .unwrap_or_else(|| "console=ttyS0".to_owned());
+            let boot = DirectBoot {
+                kernel,
+                initrd,
+                command_line,
+            };
             let disks = disks::open_all(&args.disks)?;
             console(&args, boot, disks)
         }
@@ -162,7 +167,10 @@ fn start(args: Args) -> Result<ExitCode, Failure> {
 /// Runs an image.
 fn image(args: Args) -> Result<ExitCode, Failure> {
     let store = Store::open_default().map_err(crate::image::failure)?;
-    let name = args.image.as_ref().ok_or_else(|| Failure::new("name an image"))?;
+    let name = args
+        .image
+        .as_ref()
+        .ok_or_else(|| Failure::new("name an image"))?;
     // Its locks keep the blobs there for as long as the machine runs.
     let image = store.open_image(name).map_err(crate::image::failure)?;
     let manifest = &image.image.manifest;
@@ -180,18 +188,33 @@ fn image(args: Args) -> Result<ExitCode, Failure> {
         None => initramfs::compose(&image).map_err(crate::image::failure)?,
     };
     let command_line = command_line(&args, manifest, &image, own_init);
-    let boot = DirectBoot { kernel, initrd, command_line };
-    if own_init { console(&args, boot, disks) } else { command(&args, boot, disks) }
+    let boot = DirectBoot {
+        kernel,
+        initrd,
+        command_line,
+    };
+    if own_init {
+        console(&args, boot, disks)
+    } else {
+        command(&args, boot, disks)
+    }
 }
 
 fn command_line(args: &Args, manifest: &Manifest, _image: &OpenImage, own_init: bool) -> String {
     let mut line = if manifest.initrd.is_some() {
         manifest.command_line.clone()
     } else {
-        let mode = if own_init { AgentMode::Boot } else { AgentMode::Run };
+        let mode = if own_init {
+            AgentMode::Boot
+        } else {
+            AgentMode::Run
+        };
         let host = manifest.name.name().rsplit('/').next().unwrap_or("favo");
-        let options =
-            AgentOptions { mode, hostname: Some(host.to_owned()), ..AgentOptions::default() };
+        let options = AgentOptions {
+            mode,
+            hostname: Some(host.to_owned()),
+            ..AgentOptions::default()
+        };
         initramfs::command_line(manifest, &options)
     };
     if !own_init {
@@ -243,13 +266,15 @@ fn watch_signals(events: &Sender<Event>) -> io::Result<()> {
     let watched = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGWINCH];
     let mut signals = signal_hook::iterator::Signals::new(watched)?;
     let events = events.clone();
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
-        for signal in signals.forever() {
-            if events.send(Event::Signal(signal)).is_err() {
-                return;
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            for signal in signals.forever() {
+                if events.send(Event::Signal(signal)).is_err() {
+                    return;
+                }
             }
-        }
-    })?;
+        })?;
     Ok(())
 }
 
@@ -260,7 +285,10 @@ fn console(args: &Args, boot: DirectBoot, disks: Vec<DiskSpec>) -> Result<ExitCo
     let raw = RawMode::enter()?;
     let escape = raw.is_some().then_some(terminal::ESCAPE);
     let serial = SerialIo {
-        input: Some(SerialInput { fd: io::stdin().as_fd().try_clone_to_owned()?, escape }),
+        input: Some(SerialInput {
+            fd: io::stdin().as_fd().try_clone_to_owned()?,
+            escape,
+        }),
         output: SerialOutput::Fd(io::stdout().as_fd().try_clone_to_owned()?),
     };
     let machine = machine(args, boot, disks, serial, &sender, false)?;
@@ -291,7 +319,10 @@ fn command(args: &Args, boot: DirectBoot, disks: Vec<DiskSpec>) -> Result<ExitCo
     let (sender, events) = channel();
     watch_signals(&sender)?;
     let tail = ConsoleTail::default();
-    let serial = SerialIo { input: None, output: SerialOutput::Tail(tail.clone()) };
+    let serial = SerialIo {
+        input: None,
+        output: SerialOutput::Tail(tail.clone()),
+    };
     let machine = machine(args, boot, disks, serial, &sender, true)?;
     let stream = match wait_for_agent(&events) {
         Ok(stream) => stream,
@@ -306,7 +337,10 @@ fn command(args: &Args, boot: DirectBoot, disks: Vec<DiskSpec>) -> Result<ExitCo
         }
         Err(Interrupted::TimedOut) => {
             finish(machine);
-            let waited = format!("its agent did not call within {} s", AGENT_PATIENCE.as_secs());
+            let waited = format!(
+                "its agent did not call within {} s",
+                AGENT_PATIENCE.as_secs()
+            );
             return Err(not_reached(&waited, &tail, None));
         }
     };
@@ -414,6 +448,12 @@ fn wait_for_power_off(events: &Receiver<Event>) {
 fn finish(machine: Machine) {
     for (whose, counter) in machine.stop() {
         let detail = counter.detail.unwrap_or_default();
-        tracing::info!(whose, name = counter.name, detail, count = counter.count, "counted");
+        tracing::info!(
+            whose,
+            name = counter.name,
+            detail,
+            count = counter.count,
+            "counted"
+        );
     }
 }

@@ -41,6 +41,8 @@ pub fn window_size() -> Option<WindowSize> {
     let size = termios::tcgetwinsize(io::stdout())
         .or_else(|_| termios::tcgetwinsize(io::stdin()))
         .ok()?;
-    (size.ws_row > 0 && size.ws_col > 0)
-        .then_some(WindowSize { rows: size.ws_row, columns: size.ws_col })
+    (size.ws_row > 0 && size.ws_col > 0).then_some(WindowSize {
+        rows: size.ws_row,
+        columns: size.ws_col,
+    })
 }

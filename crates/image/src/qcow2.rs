@@ -45,57 +45,54 @@ pub(crate) fn to_raw(from: &Path, to: &Path, progress: &dyn Progress) -> Result<
     };
     let end = check(from)?;
     let out = File::create_new(to).during("create", to)?;
-    runtime(from)?.block_on(async {
-        let options = StorageOpenOptions::new().filename(from).write(false);
-        let file = ImagoFile::open(options).await.during("open", from)?;
-        let qcow2 = Qcow2::<ImagoFile>::builder(file)
-            .write(false)
-            .open(DenyImplicitOpenGate::default())
-            .await
-            .map_err(|e| not_an_image(format!("damaged or unsupported qcow2: {e}")))?;
-        let disk = FormatAccess::new(qcow2);
-        let size = disk.size();
-        if size > SIZE_LIMIT {
+    let options = StorageOpenOptions::new().filename(from).write(false);
+    let file = ImagoFile::open(options).during("open", from)?;
+    let qcow2 = Qcow2::<ImagoFile>::builder(file)
+        .write(false)
+        .open(DenyImplicitOpenGate::default())
+        .map_err(|e| not_an_image(format!("damaged or unsupported qcow2: {e}")))?;
+    let disk = FormatAccess::new(qcow2);
+    let size = disk.size();
+    if size > SIZE_LIMIT {
+        return Err(not_an_image(format!(
+            "a disk of {size} bytes is beyond reason"
+        )));
+    }
+    out.set_len(size).during("extend", to)?;
+    progress.stage("converting the disk", Some(ByteCount(size)));
+    let mut buffer = vec![0; BUFFER as usize];
+    let mut at = 0;
+    while at < size {
+        if progress.is_cancelled() {
+            return Err(ImageError::Cancelled);
+        }
+        let damaged = |e: io::Error| not_an_image(format!("damaged at byte {at}: {e}"));
+        let (mapping, length) = disk.get_mapping(at, size - at).map_err(damaged)?;
+        let length = length.min(size - at);
+        if length == 0 {
             return Err(not_an_image(format!(
-                "a disk of {size} bytes is beyond reason"
+                "damaged at byte {at}: an empty range"
             )));
         }
-        out.set_len(size).during("extend", to)?;
-        progress.stage("converting the disk", Some(ByteCount(size)));
-        let mut buffer = vec![0; BUFFER as usize];
-        let mut at = 0;
-        while at < size {
-            if progress.is_cancelled() {
-                return Err(ImageError::Cancelled);
-            }
-            let damaged = |e: io::Error| not_an_image(format!("damaged at byte {at}: {e}"));
-            let (mapping, length) = disk.get_mapping(at, size - at).await.map_err(damaged)?;
-            let length = length.min(size - at);
-            if length == 0 {
-                return Err(not_an_image(format!(
-                    "damaged at byte {at}: an empty range"
-                )));
-            }
-            if let Mapping::Raw { offset, .. } = mapping
-                && offset.checked_add(length).is_none_or(|e| e > end)
-            {
-                return Err(not_an_image(format!(
-                    "cut off: byte {at} is beyond its end"
-                )));
-            }
-            if matches!(mapping, Mapping::Zero { .. }) {
-                at += length;
-            } else {
-                let count = length.min(BUFFER);
-                let bytes = &mut buffer[..count as usize];
-                disk.read(&mut *bytes, at).await.map_err(damaged)?;
-                sparse::write_sparse(&out, bytes, at).during("write", to)?;
-                at += count;
-            }
-            progress.done(ByteCount(at));
+        if let Mapping::Raw { offset, .. } = mapping
+            && offset.checked_add(length).is_none_or(|e| e > end)
+        {
+            return Err(not_an_image(format!(
+                "cut off: byte {at} is beyond its end"
+            )));
         }
-        Ok(())
-    })
+        if matches!(mapping, Mapping::Zero { .. }) {
+            at += length;
+        } else {
+            let count = length.min(BUFFER);
+            let bytes = &mut buffer[..count as usize];
+            disk.read(&mut *bytes, at).map_err(damaged)?;
+            sparse::write_sparse(&out, bytes, at).during("write", to)?;
+            at += count;
+        }
+        progress.done(ByteCount(at));
+    }
+    Ok(())
 }
 
 /// Converts a raw file to a qcow2 one. `to` is there and empty.
@@ -103,39 +100,35 @@ pub(crate) fn from_raw(from: &Path, to: &Path, progress: &dyn Progress) -> Resul
     let source = File::open(from).during("open", from)?;
     let size = source.metadata().during("read", from)?.len();
     progress.stage("writing qcow2", Some(ByteCount(size)));
-    runtime(to)?.block_on(async {
-        let options = || StorageOpenOptions::new().filename(to).write(true);
-        let file = ImagoFile::open(options()).await.during("open", to)?;
-        Qcow2CreateBuilder::<ImagoFile, FormatAccess<ImagoFile>>::new(file)
-            .size(size)
-            .create()
-            .await
-            .during("write", to)?;
-        let file = ImagoFile::open(options()).await.during("open", to)?;
-        let qcow2 = Qcow2::<ImagoFile>::builder(file)
-            .write(true)
-            .open(DenyImplicitOpenGate::default())
-            .await
-            .during("open", to)?;
-        let disk = FormatAccess::new(qcow2);
-        let mut buffer = vec![0; BUFFER as usize];
-        let mut at = 0;
-        while at < size {
-            if progress.is_cancelled() {
-                return Err(ImageError::Cancelled);
-            }
-            let count = BUFFER.min(size - at);
-            let bytes = &mut buffer[..count as usize];
-            source.read_exact_at(bytes, at).during("read", from)?;
-            if bytes.iter().any(|&b| b != 0) {
-                disk.write(&*bytes, at).await.during("write", to)?;
-            }
-            at += count;
-            progress.done(ByteCount(at));
+    let options = || StorageOpenOptions::new().filename(to).write(true);
+    let file = ImagoFile::open(options()).during("open", to)?;
+    Qcow2CreateBuilder::<ImagoFile, FormatAccess<ImagoFile>>::new(file)
+        .size(size)
+        .create()
+        .during("write", to)?;
+    let file = ImagoFile::open(options()).during("open", to)?;
+    let qcow2 = Qcow2::<ImagoFile>::builder(file)
+        .write(true)
+        .open(DenyImplicitOpenGate::default())
+        .during("open", to)?;
+    let disk = FormatAccess::new(qcow2);
+    let mut buffer = vec![0; BUFFER as usize];
+    let mut at = 0;
+    while at < size {
+        if progress.is_cancelled() {
+            return Err(ImageError::Cancelled);
         }
-        disk.flush().await.during("flush", to)?;
-        disk.sync().await.during("flush", to)
-    })
+        let count = BUFFER.min(size - at);
+        let bytes = &mut buffer[..count as usize];
+        source.read_exact_at(bytes, at).during("read", from)?;
+        if bytes.iter().any(|&b| b != 0) {
+            disk.write(&*bytes, at).during("write", to)?;
+        }
+        at += count;
+        progress.done(ByteCount(at));
+    }
+    disk.flush().during("flush", to)?;
+    disk.sync().during("flush", to)
 }
 
 /// What must be known of a file before imago reads it: imago takes what lies beyond the file's
@@ -197,10 +190,4 @@ fn be32(bytes: &[u8], at: usize) -> u32 {
 
 fn be64(bytes: &[u8], at: usize) -> u64 {
     u64::from(be32(bytes, at)) << 32 | u64::from(be32(bytes, at + 4))
-}
-
-fn runtime(path: &Path) -> Result<tokio::runtime::Runtime, ImageError> {
-    tokio::runtime::Builder::new_current_thread()
-        .build()
-        .during("prepare to read", path)
 }

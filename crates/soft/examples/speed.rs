@@ -133,7 +133,9 @@ fn run(name: &str, code: &[u8], small_pages: bool) {
     )
     .expect("16 MiB");
     let put = |address: u64, entry: u64| {
-        memory.write(GuestAddress(address), &entry.to_le_bytes()).expect("a page table");
+        memory
+            .write(GuestAddress(address), &entry.to_le_bytes())
+            .expect("a page table");
     };
     put(0x1000, 0x2003);
     put(0x2000, 0x3003);
@@ -141,7 +143,10 @@ fn run(name: &str, code: &[u8], small_pages: bool) {
         if small_pages {
             put(0x3000 + 8 * page, 0x4003 + 0x1000 * page);
             for entry in 0..512 {
-                put(0x4000 + 0x1000 * page + 8 * entry, page << 21 | entry << 12 | 3);
+                put(
+                    0x4000 + 0x1000 * page + 8 * entry,
+                    page << 21 | entry << 12 | 3,
+                );
             }
         } else {
             put(0x3000 + 8 * page, page << 21 | 0x83);
@@ -151,10 +156,20 @@ fn run(name: &str, code: &[u8], small_pages: bool) {
     let config = PartitionConfig { vcpus: 1, memory };
     let partition = engine.create_partition(config).expect("a partition");
     let cpuid = engine.supported_cpuid().clone();
-    let mut vcpu = partition.create_vcpu(VcpuId(0), cpuid).expect("a processor");
+    let mut vcpu = partition
+        .create_vcpu(VcpuId(0), cpuid)
+        .expect("a processor");
     let mut state = VcpuState::power_on(0, 0);
-    let flat = |access| Segment { selector: 0x10, base: 0, limit: u32::MAX, access };
-    state.segments.cs = Segment { selector: 8, ..flat(0xa09b) };
+    let flat = |access| Segment {
+        selector: 0x10,
+        base: 0,
+        limit: u32::MAX,
+        access,
+    };
+    state.segments.cs = Segment {
+        selector: 8,
+        ..flat(0xa09b)
+    };
     for segment in [
         &mut state.segments.ds,
         &mut state.segments.es,
@@ -176,9 +191,17 @@ fn run(name: &str, code: &[u8], small_pages: bool) {
     let start = processor_time();
     let exit = vcpu.run(VcpuEntry::Resume).expect("a run");
     let seconds = (processor_time() - start).as_secs_f64();
-    assert!(matches!(exit, VcpuExit::PortWrite { port: 0x80, .. }), "{exit:?}");
+    assert!(
+        matches!(exit, VcpuExit::PortWrite { port: 0x80, .. }),
+        "{exit:?}"
+    );
     let counters = vcpu.counters();
-    let count = |name| counters.iter().find(|c| c.name == name).map_or(0, |c| c.count);
+    let count = |name| {
+        counters
+            .iter()
+            .find(|c| c.name == name)
+            .map_or(0, |c| c.count)
+    };
     println!(
         "{name:10} {:8.1} M instructions/s  {:.3} s  {} instructions, {} walks, {} blocks",
         count("instructions") as f64 / seconds / 1e6,
@@ -197,9 +220,29 @@ fn processor_time() -> Duration {
 
 fn main() {
     run("alu", program!(favo_speed_alu, favo_speed_alu_end), false);
-    run("kernel", program!(favo_speed_kernel, favo_speed_kernel_end), false);
-    run("kernel-4k", program!(favo_speed_kernel, favo_speed_kernel_end), true);
-    run("sieve", program!(favo_speed_sieve, favo_speed_sieve_end), false);
-    run("sieve-4k", program!(favo_speed_sieve, favo_speed_sieve_end), true);
-    run("string", program!(favo_speed_string, favo_speed_string_end), false);
+    run(
+        "kernel",
+        program!(favo_speed_kernel, favo_speed_kernel_end),
+        false,
+    );
+    run(
+        "kernel-4k",
+        program!(favo_speed_kernel, favo_speed_kernel_end),
+        true,
+    );
+    run(
+        "sieve",
+        program!(favo_speed_sieve, favo_speed_sieve_end),
+        false,
+    );
+    run(
+        "sieve-4k",
+        program!(favo_speed_sieve, favo_speed_sieve_end),
+        true,
+    );
+    run(
+        "string",
+        program!(favo_speed_string, favo_speed_string_end),
+        false,
+    );
 }

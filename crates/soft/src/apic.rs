@@ -87,8 +87,15 @@ pub(crate) struct LocalApic {
 
 impl LocalApic {
     pub(crate) fn new(id: u32, state: LocalApicState, apic_base: u64, tsc_khz: u32) -> Self {
-        let mut apic =
-            Self { state, id, x2apic: false, enabled: false, tsc_khz, expires: None, errors: 0 };
+        let mut apic = Self {
+            state,
+            id,
+            x2apic: false,
+            enabled: false,
+            tsc_khz,
+            expires: None,
+            errors: 0,
+        };
         apic.set_base(apic_base);
         apic
     }
@@ -123,7 +130,10 @@ impl LocalApic {
 
     /// The state at `now`.
     pub(crate) fn save(&self, now: u64) -> LocalApicState {
-        LocalApicState { timer_current_count: self.current_count(now), ..self.state }
+        LocalApicState {
+            timer_current_count: self.current_count(now),
+            ..self.state
+        }
     }
 
     pub(crate) fn is_enabled(&self) -> bool {
@@ -174,7 +184,11 @@ impl LocalApic {
     fn processor_priority(&self) -> u32 {
         let in_service = highest(&self.state.isr).map_or(0, u32::from);
         let tpr = self.state.tpr & 0xff;
-        if tpr >> 4 >= in_service >> 4 { tpr } else { in_service & 0xf0 }
+        if tpr >> 4 >= in_service >> 4 {
+            tpr
+        } else {
+            in_service & 0xf0
+        }
     }
 
     /// The interrupt the processor should take now, if it takes any.
@@ -182,7 +196,8 @@ impl LocalApic {
         if !self.accepts() {
             return None;
         }
-        highest(&self.state.irr).filter(|vector| u32::from(vector >> 4) > self.processor_priority() >> 4)
+        highest(&self.state.irr)
+            .filter(|vector| u32::from(vector >> 4) > self.processor_priority() >> 4)
     }
 
     /// The processor takes the interrupt [`LocalApic::deliverable`] named.
@@ -192,9 +207,15 @@ impl LocalApic {
     }
 
     fn end_of_interrupt(&mut self) -> Effect {
-        let Some(vector) = highest(&self.state.isr) else { return Effect::None };
+        let Some(vector) = highest(&self.state.isr) else {
+            return Effect::None;
+        };
         set_bit(&mut self.state.isr, vector, false);
-        if bit(&self.state.tmr, vector) { Effect::EndOfLevel(vector) } else { Effect::None }
+        if bit(&self.state.tmr, vector) {
+            Effect::EndOfLevel(vector)
+        } else {
+            Effect::None
+        }
     }
 
     /// Reads an xAPIC register; one that does not exist reads as zero.
@@ -235,7 +256,8 @@ impl LocalApic {
                 Effect::None
             }
             register::ICR_HIGH => {
-                self.state.icr = self.state.icr & 0xffff_ffff | u64::from(value & 0xff00_0000) << 32;
+                self.state.icr =
+                    self.state.icr & 0xffff_ffff | u64::from(value & 0xff00_0000) << 32;
                 Effect::None
             }
             register::ICR => {
@@ -411,7 +433,9 @@ impl LocalApic {
         if self.timer_mode() == TimerMode::Deadline {
             return 0;
         }
-        let Some(expires) = self.expires else { return 0 };
+        let Some(expires) = self.expires else {
+            return 0;
+        };
         let left = u128::from(expires.saturating_sub(now)) * 1_000_000
             / u128::from(self.tsc_khz)
             / u128::from(self.divisor());
@@ -468,7 +492,11 @@ fn bit(bits: &[u32; 8], vector: u8) -> bool {
 
 /// The highest vector set.
 fn highest(bits: &[u32; 8]) -> Option<u8> {
-    let (index, word) = bits.iter().enumerate().rev().find(|(_, word)| **word != 0)?;
+    let (index, word) = bits
+        .iter()
+        .enumerate()
+        .rev()
+        .find(|(_, word)| **word != 0)?;
     Some((index * 32) as u8 + (31 - word.leading_zeros()) as u8)
 }
 

@@ -33,20 +33,22 @@ impl Breakpoint {
 impl Cpu {
     fn breakpoints(&self) -> impl Iterator<Item = Breakpoint> {
         let debug = self.debug;
-        (0..4).filter(move |number| debug.dr7 >> (2 * number) & 3 != 0).map(move |number| {
-            let length = match debug.dr7 >> (18 + 4 * number) & 3 {
-                0 => 1,
-                1 => 2,
-                2 => 8,
-                _ => 4,
-            };
-            Breakpoint {
-                bit: 1 << number,
-                kind: debug.dr7 >> (16 + 4 * number) & 3,
-                start: debug.address[number as usize] & !(length - 1),
-                length,
-            }
-        })
+        (0..4)
+            .filter(move |number| debug.dr7 >> (2 * number) & 3 != 0)
+            .map(move |number| {
+                let length = match debug.dr7 >> (18 + 4 * number) & 3 {
+                    0 => 1,
+                    1 => 2,
+                    2 => 8,
+                    _ => 4,
+                };
+                Breakpoint {
+                    bit: 1 << number,
+                    kind: debug.dr7 >> (16 + 4 * number) & 3,
+                    start: debug.address[number as usize] & !(length - 1),
+                    length,
+                }
+            })
     }
 
     /// The debug registers changed.
@@ -69,7 +71,11 @@ impl Cpu {
             .breakpoints()
             .filter(|breakpoint| breakpoint.kind == kind::EXECUTE && breakpoint.start == linear)
             .fold(0, |bits, breakpoint| bits | breakpoint.bit);
-        if hits == 0 { Ok(()) } else { Err(Exception::DebugFault(hits).into()) }
+        if hits == 0 {
+            Ok(())
+        } else {
+            Err(Exception::DebugFault(hits).into())
+        }
     }
 
     /// Notes the data breakpoints an access meets.
@@ -86,7 +92,10 @@ impl Cpu {
             };
             wanted && breakpoint.overlaps(address, size as u64)
         };
-        let hits = self.breakpoints().filter(met).fold(0, |bits, b| bits | b.bit);
+        let hits = self
+            .breakpoints()
+            .filter(met)
+            .fold(0, |bits, b| bits | b.bit);
         self.breakpoint_hits |= hits;
     }
 
@@ -97,7 +106,10 @@ impl Cpu {
             return;
         }
         let met = |b: &Breakpoint| b.kind == kind::PORT && b.overlaps(port.into(), size as u64);
-        let hits = self.breakpoints().filter(met).fold(0, |bits, b| bits | b.bit);
+        let hits = self
+            .breakpoints()
+            .filter(met)
+            .fold(0, |bits, b| bits | b.bit);
         self.breakpoint_hits |= hits;
     }
 }

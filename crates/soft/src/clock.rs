@@ -23,13 +23,21 @@ pub(crate) fn host_tsc() -> u64 {
 /// or measured once.
 pub(crate) fn tsc_khz() -> u32 {
     static KHZ: OnceLock<u32> = OnceLock::new();
-    *KHZ.get_or_init(|| from_hypervisor().or_else(from_processor).unwrap_or_else(measured))
+    *KHZ.get_or_init(|| {
+        from_hypervisor()
+            .or_else(from_processor)
+            .unwrap_or_else(measured)
+    })
 }
 
 /// Leaf 4000_0010H, where a hypervisor offers it.
 fn from_hypervisor() -> Option<u32> {
     let has_hypervisor = cpuid::host(1, 0).ecx >> 31 != 0;
-    let highest = if has_hypervisor { cpuid::host(0x4000_0000, 0).eax } else { 0 };
+    let highest = if has_hypervisor {
+        cpuid::host(0x4000_0000, 0).eax
+    } else {
+        0
+    };
     (0x4000_0010..=0x4000_ffff)
         .contains(&highest)
         .then(|| cpuid::host(0x4000_0010, 0).eax)
@@ -100,7 +108,9 @@ impl Scale {
 
 /// Ticks of a counter of `khz` in `nanoseconds`, rounded up.
 pub(crate) fn ticks(nanoseconds: u64, khz: u32) -> u64 {
-    (u128::from(nanoseconds) * u128::from(khz)).div_ceil(1_000_000).min(u64::MAX.into()) as u64
+    (u128::from(nanoseconds) * u128::from(khz))
+        .div_ceil(1_000_000)
+        .min(u64::MAX.into()) as u64
 }
 
 #[cfg(test)]

@@ -27,11 +27,19 @@ impl Counters {
             ("blocks-decoded", self.blocks_decoded),
             ("page-walks", self.page_walks),
         ];
-        let plain = plain.map(|(name, count)| EventCounter { name, detail: None, count });
+        let plain = plain.map(|(name, count)| EventCounter {
+            name,
+            detail: None,
+            count,
+        });
         let named = |name: &'static str, counts: &BTreeMap<String, u64>| {
             counts
                 .iter()
-                .map(|(detail, count)| EventCounter { name, detail: Some(detail.clone()), count: *count })
+                .map(|(detail, count)| EventCounter {
+                    name,
+                    detail: Some(detail.clone()),
+                    count: *count,
+                })
                 .collect::<Vec<_>>()
         };
         let mut list = plain.to_vec();

@@ -90,10 +90,21 @@ pub(crate) fn supported() -> CpuidTable {
     let amd = matches!(vendor.ebx, 0x6874_7541 | 0x6f67_7948);
     table.set(0, None, CpuidResult { eax: 0xd, ..vendor });
     table.set(1, None, basic());
-    table.set(6, None, CpuidResult { eax: ARAT, ..Default::default() });
+    table.set(
+        6,
+        None,
+        CpuidResult {
+            eax: ARAT,
+            ..Default::default()
+        },
+    );
     let edx = EXTENDED_EDX | if amd { 0 } else { EXTENDED_EDX_INTEL };
-    let extended =
-        CpuidResult { eax: 1, ebx: EXTENDED_EBX, ecx: EXTENDED_ECX, edx };
+    let extended = CpuidResult {
+        eax: 1,
+        ebx: EXTENDED_EBX,
+        ecx: EXTENDED_ECX,
+        edx,
+    };
     table.set(7, Some(0), extended);
     table.set(7, Some(1), CpuidResult::default());
     paravirtual(&mut table);
@@ -120,32 +131,60 @@ fn basic() -> CpuidResult {
         eax: host(1, 0).eax,
         // CLFLUSH lines of 64 bytes; ids are filled in per processor.
         ebx: 8 << 8,
-        ecx: CX16
-            | PCID
-            | X2APIC
-            | MOVBE
-            | POPCNT
-            | TSC_DEADLINE
-            | XSAVE
-            | RDRAND
-            | HYPERVISOR,
+        ecx: CX16 | PCID | X2APIC | MOVBE | POPCNT | TSC_DEADLINE | XSAVE | RDRAND | HYPERVISOR,
         edx: BASIC_EDX,
     }
 }
 
 fn paravirtual(table: &mut CpuidTable) {
     let [ebx, ecx, edx] = KVM_SIGNATURE;
-    table.set(0x4000_0000, None, CpuidResult { eax: 0x4000_0001, ebx, ecx, edx });
-    table.set(0x4000_0001, None, CpuidResult { eax: KVM_FEATURES, ..Default::default() });
+    table.set(
+        0x4000_0000,
+        None,
+        CpuidResult {
+            eax: 0x4000_0001,
+            ebx,
+            ecx,
+            edx,
+        },
+    );
+    table.set(
+        0x4000_0001,
+        None,
+        CpuidResult {
+            eax: KVM_FEATURES,
+            ..Default::default()
+        },
+    );
 }
 
 fn high(table: &mut CpuidTable, amd: bool) {
-    let vendor = if amd { host(0x8000_0000, 0) } else { CpuidResult::default() };
+    let vendor = if amd {
+        host(0x8000_0000, 0)
+    } else {
+        CpuidResult::default()
+    };
     let highest = if amd { 0x8000_0021 } else { 0x8000_0008 };
-    table.set(0x8000_0000, None, CpuidResult { eax: highest, ..vendor });
+    table.set(
+        0x8000_0000,
+        None,
+        CpuidResult {
+            eax: highest,
+            ..vendor
+        },
+    );
     let edx = AMD_EDX | if amd { BASIC_EDX & AMD_EDX_REPEATED } else { 0 };
     let eax = if amd { host(0x8000_0001, 0).eax } else { 0 };
-    table.set(0x8000_0001, None, CpuidResult { eax, ebx: 0, ecx: AMD_ECX, edx });
+    table.set(
+        0x8000_0001,
+        None,
+        CpuidResult {
+            eax,
+            ebx: 0,
+            ecx: AMD_ECX,
+            edx,
+        },
+    );
     // The processor's name.
     for leaf in 0x8000_0002..=0x8000_0004 {
         table.set(leaf, None, host(leaf, 0));
@@ -155,14 +194,38 @@ fn high(table: &mut CpuidTable, amd: bool) {
             table.set(leaf, None, host(leaf, 0));
         }
     }
-    table.set(0x8000_0007, None, CpuidResult { edx: INVARIANT_TSC, ..Default::default() });
+    table.set(
+        0x8000_0007,
+        None,
+        CpuidResult {
+            edx: INVARIANT_TSC,
+            ..Default::default()
+        },
+    );
     let addresses = PHYSICAL_BITS | 48 << 8;
     let ebx = if amd { SSB_NO } else { 0 };
-    table.set(0x8000_0008, None, CpuidResult { eax: addresses, ebx, ecx: 0, edx: 0 });
+    table.set(
+        0x8000_0008,
+        None,
+        CpuidResult {
+            eax: addresses,
+            ebx,
+            ecx: 0,
+            edx: 0,
+        },
+    );
     if amd {
         let eax = AMD_EXTENDED_2;
         let ecx = AMD_TSA_NO;
-        table.set(0x8000_0021, None, CpuidResult { eax, ecx, ..Default::default() });
+        table.set(
+            0x8000_0021,
+            None,
+            CpuidResult {
+                eax,
+                ecx,
+                ..Default::default()
+            },
+        );
     }
 }
 
@@ -172,10 +235,37 @@ fn xsave(table: &mut CpuidTable) {
     let avx = components & 4 != 0;
     let size = if avx { 576 + 256 } else { 576 };
     let eax = components as u32;
-    table.set(0xd, Some(0), CpuidResult { eax, ebx: size, ecx: size, edx: 0 });
+    table.set(
+        0xd,
+        Some(0),
+        CpuidResult {
+            eax,
+            ebx: size,
+            ecx: size,
+            edx: 0,
+        },
+    );
     // XSAVEOPT, XSAVEC, XGETBV with ECX = 1.
-    table.set(0xd, Some(1), CpuidResult { eax: 7, ebx: size, ecx: 0, edx: 0 });
+    table.set(
+        0xd,
+        Some(1),
+        CpuidResult {
+            eax: 7,
+            ebx: size,
+            ecx: 0,
+            edx: 0,
+        },
+    );
     if avx {
-        table.set(0xd, Some(2), CpuidResult { eax: 256, ebx: 576, ecx: 0, edx: 0 });
+        table.set(
+            0xd,
+            Some(2),
+            CpuidResult {
+                eax: 256,
+                ebx: 576,
+                ecx: 0,
+                edx: 0,
+            },
+        );
     }
 }

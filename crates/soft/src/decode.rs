@@ -40,7 +40,12 @@ pub(crate) fn block(cpu: &mut Cpu, linear: u64, physical: u64, most: u64) -> Exe
     let (operations, length) = operations(cpu, &code.bytes);
     if !operations.is_empty() {
         let operations = operations.into_boxed_slice();
-        return Ok(Block { operations, length, page: code.page, second: None });
+        return Ok(Block {
+            operations,
+            length,
+            page: code.page,
+            second: None,
+        });
     }
     if code.bytes.len() >= LONGEST || in_page == most {
         // More than 15 bytes long, or beyond the segment's limit.
@@ -66,7 +71,9 @@ fn crossing(cpu: &mut Cpu, linear: u64, first: Code, most: u64) -> Exec<Block> {
     bytes.extend_from_slice(&second_code.bytes);
     let (mut operations, _) = operations(cpu, &bytes);
     operations.truncate(1);
-    let Some(only) = operations.first() else { return Err(GP0) };
+    let Some(only) = operations.first() else {
+        return Err(GP0);
+    };
     Ok(Block {
         length: only.length.into(),
         operations: operations.into_boxed_slice(),
@@ -92,7 +99,11 @@ fn read_code(cpu: &mut Cpu, physical: u64, length: usize) -> Exec<Code> {
 /// The guest's processor is of the host's make: AMD's near branches take a
 /// 16-bit operand in 64-bit mode, Intel's do not.
 pub(crate) fn decoder_options() -> u32 {
-    if crate::native::host_is_amd() { DecoderOptions::AMD } else { DecoderOptions::NONE }
+    if crate::native::host_is_amd() {
+        DecoderOptions::AMD
+    } else {
+        DecoderOptions::NONE
+    }
 }
 
 /// As many operations as `bytes` hold, and how many bytes they take.
@@ -136,7 +147,18 @@ fn ends_block(instruction: &Instruction) -> bool {
     instruction.flow_control() != FlowControl::Next
         || matches!(
             instruction.mnemonic(),
-            Cpuid | Hlt | Invlpg | Invpcid | Lmsw | Pause | Popf | Popfd | Popfq | Sti | Wrmsr | Xsetbv
+            Cpuid
+                | Hlt
+                | Invlpg
+                | Invpcid
+                | Lmsw
+                | Pause
+                | Popf
+                | Popfd
+                | Popfq
+                | Sti
+                | Wrmsr
+                | Xsetbv
         )
 }
 

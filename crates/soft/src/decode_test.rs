@@ -112,8 +112,15 @@ fn repeated_moves_propagate_forwards() {
     assert_eq!(test.run(&[0xf3, 0xa4, 0xf4]), Trap::Halt);
     assert_eq!(test.reg(gpr::RDI), DATA + 9003);
     let mut bytes = [0; 9003];
-    test.memory.read(favo_types::GuestAddress(DATA), &mut bytes).unwrap();
-    assert!(bytes.iter().zip([1, 2, 3].iter().cycle()).all(|(a, b)| a == b));
+    test.memory
+        .read(favo_types::GuestAddress(DATA), &mut bytes)
+        .unwrap();
+    assert!(
+        bytes
+            .iter()
+            .zip([1, 2, 3].iter().cycle())
+            .all(|(a, b)| a == b)
+    );
 }
 
 #[test]
@@ -139,10 +146,16 @@ fn the_trap_flag_steps() {
     // MOV SS holds it back for one instruction.
     let mut test = TestCpu::protected_mode();
     test.put(0x5010, 0x00cf_9300_0000_ffff);
-    test.cpu.gdtr = favo_accel::state::DescriptorTable { base: 0x5000, limit: 0x1f };
+    test.cpu.gdtr = favo_accel::state::DescriptorTable {
+        base: 0x5000,
+        limit: 0x1f,
+    };
     test.cpu.system_flags |= rflags::TF;
     test.cpu.gpr[gpr::RAX] = 0x10;
-    assert_eq!(test.run(&[0x8e, 0xd0, 0x90, 0xf4]), Exception::Debug(1 << 14).into());
+    assert_eq!(
+        test.run(&[0x8e, 0xd0, 0x90, 0xf4]),
+        Exception::Debug(1 << 14).into()
+    );
     assert_eq!(test.cpu.rip, CODE + 3);
 }
 
@@ -152,14 +165,19 @@ fn breakpoints_are_met() {
     let mut test = TestCpu::long_mode();
     test.cpu.write_dr(0, CODE + 1).unwrap();
     test.cpu.write_dr(7, 1).unwrap();
-    assert_eq!(test.run(&[0x90, 0x90, 0xf4]), Exception::DebugFault(1).into());
+    assert_eq!(
+        test.run(&[0x90, 0x90, 0xf4]),
+        Exception::DebugFault(1).into()
+    );
     assert_eq!(test.cpu.rip, CODE + 1);
     test.cpu.system_flags |= rflags::RF;
     assert_eq!(test.go(), Trap::Halt);
     // Writes of four bytes in register 1: a read passes, a write beside it
     // passes, one that touches it does not.
     let mut test = TestCpu::long_mode();
-    test.cpu.write_linear(DATA, 0u64, crate::mmu::Access::Data).unwrap();
+    test.cpu
+        .write_linear(DATA, 0u64, crate::mmu::Access::Data)
+        .unwrap();
     test.cpu.write_dr(1, DATA + 4).unwrap();
     test.cpu.write_dr(7, 1 << 2 | 1 << 20 | 3 << 22).unwrap();
     test.cpu.gpr[gpr::RDI] = DATA;
@@ -187,11 +205,17 @@ fn device_memory_is_answered_and_the_instruction_completes() {
     // add dword [rdi], 5; hlt
     assert_eq!(test.run(&[0x83, 0x07, 5, 0xf4]), Trap::Exit);
     let read = test.cpu.exit;
-    assert!(matches!(read, favo_accel::VcpuExit::MmioRead { .. }), "{read:?}");
+    assert!(
+        matches!(read, favo_accel::VcpuExit::MmioRead { .. }),
+        "{read:?}"
+    );
     test.cpu.log.answer(37);
     assert_eq!(test.go(), Trap::Exit);
     assert!(
-        matches!(test.cpu.exit, favo_accel::VcpuExit::MmioWrite { value: 42, .. }),
+        matches!(
+            test.cpu.exit,
+            favo_accel::VcpuExit::MmioWrite { value: 42, .. }
+        ),
         "{:?}",
         test.cpu.exit
     );

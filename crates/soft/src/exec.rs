@@ -85,7 +85,10 @@ impl Cpu {
         }
         // SAFETY: both point into the same slice.
         let executed = unsafe { operation.offset_from(block.operations.as_ptr()) } as u64;
-        let completed = !matches!(outcome, Err(Trap::Exception(_) | Trap::Exit | Trap::TripleFault));
+        let completed = !matches!(
+            outcome,
+            Err(Trap::Exception(_) | Trap::Exit | Trap::TripleFault)
+        );
         self.counters.instructions += executed - u64::from(!completed);
         outcome
     }
@@ -142,7 +145,11 @@ impl Cpu {
         if trap_flag {
             hits |= DR6_SINGLE_STEP;
         }
-        if hits != 0 { Err(Exception::Debug(hits).into()) } else { outcome }
+        if hits != 0 {
+            Err(Exception::Debug(hits).into())
+        } else {
+            outcome
+        }
     }
 
     /// The block at RIP.

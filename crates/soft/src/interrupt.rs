@@ -69,8 +69,12 @@ impl Cpu {
             Exception::Breakpoint | Exception::Overflow => Source::Software,
             _ => Source::Exception,
         };
-        let outcome =
-            self.deliver(exception.vector(), exception.error_code(), source, saved_flags);
+        let outcome = self.deliver(
+            exception.vector(),
+            exception.error_code(),
+            source,
+            saved_flags,
+        );
         self.escalate(Some(exception), outcome, saved_flags)
     }
 
@@ -233,13 +237,21 @@ impl Cpu {
             return Err(Exception::SegmentNotPresent(code | external).into());
         }
         let low = raw & 0xffff;
-        let high = if width == 2 { 0 } else { raw >> 32 & 0xffff_0000 };
+        let high = if width == 2 {
+            0
+        } else {
+            raw >> 32 & 0xffff_0000
+        };
         Ok(Gate {
             selector: (raw >> 16) as u16,
             offset: low | high | upper << 32,
             interrupt,
             width: if self.long_mode { 8 } else { width },
-            ist: if self.long_mode { (raw >> 32 & 7) as u8 } else { 0 },
+            ist: if self.long_mode {
+                (raw >> 32 & 7) as u8
+            } else {
+                0
+            },
         })
     }
 
@@ -286,7 +298,11 @@ impl Cpu {
             } else {
                 self.gpr[gpr::RSP]
             };
-            let access = if level < 3 { Access::System } else { Access::Data };
+            let access = if level < 3 {
+                Access::System
+            } else {
+                Access::Data
+            };
             let stack = Stack::switched(pointer & !0xf, 0, u64::MAX, u64::MAX, access);
             return Ok((stack, switch.then(|| null_stack(level))));
         }
@@ -403,4 +419,3 @@ impl Cpu {
 
 /// DR7: any access to a debug register raises #DB.
 pub(crate) const DR7_GD: u64 = 1 << 13;
-

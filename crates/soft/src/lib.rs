@@ -72,7 +72,9 @@ impl SoftAccelerator {
             engine: EngineKind::Soft,
             reason: error.to_string(),
         })?;
-        Ok(Self { cpuid: cpuid::supported() })
+        Ok(Self {
+            cpuid: cpuid::supported(),
+        })
     }
 }
 
@@ -89,10 +91,7 @@ impl Accelerator for SoftAccelerator {
         &self.cpuid
     }
 
-    fn create_partition(
-        &self,
-        config: PartitionConfig,
-    ) -> Result<Arc<dyn Partition>, AccelError> {
+    fn create_partition(&self, config: PartitionConfig) -> Result<Arc<dyn Partition>, AccelError> {
         if config.vcpus == 0 || config.vcpus > Self::MAX_VCPUS {
             return Err(AccelError::Unsupported(format!(
                 "a machine on the soft engine has 1 to {} processors, not {}",

@@ -113,7 +113,8 @@ impl Mailbox {
     /// Tells senders how this processor's local APIC is addressed.
     pub(crate) fn publish(&self, apic_base: u64, ldr: u32, dfr: u32) {
         self.apic_base.store(apic_base, Ordering::SeqCst);
-        self.destinations.store(u64::from(dfr) << 32 | u64::from(ldr), Ordering::SeqCst);
+        self.destinations
+            .store(u64::from(dfr) << 32 | u64::from(ldr), Ordering::SeqCst);
     }
 
     fn is_x2apic(&self) -> bool {
@@ -132,7 +133,11 @@ impl Mailbox {
             return false;
         }
         let x2apic = self.is_x2apic();
-        let broadcast = if x2apic { destination == u32::MAX } else { destination & 0xff == 0xff };
+        let broadcast = if x2apic {
+            destination == u32::MAX
+        } else {
+            destination & 0xff == 0xff
+        };
         if broadcast || destination == 0xff && !logical {
             return true;
         }

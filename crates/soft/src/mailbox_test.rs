@@ -20,7 +20,10 @@ fn nothing_raised_is_lost_by_a_sleeper() {
     let start = Instant::now();
     while seen < ROUNDS {
         mailbox.sleep(Some(Duration::from_secs(60)));
-        assert!(start.elapsed() < Duration::from_secs(120), "lost after {seen}");
+        assert!(
+            start.elapsed() < Duration::from_secs(120),
+            "lost after {seen}"
+        );
         mailbox.take_interrupts(|vector, level| {
             assert_eq!(u32::from(vector), 32 + seen % 200);
             assert_eq!(level, seen % 2 == 0);

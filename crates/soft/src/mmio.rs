@@ -95,7 +95,11 @@ impl Cpu {
             let size = piece(length - done);
             let address = GuestAddress(address + done as u64);
             let value = size.truncate(value >> (8 * done));
-            self.outside(VcpuExit::MmioWrite { address, size, value })?;
+            self.outside(VcpuExit::MmioWrite {
+                address,
+                size,
+                value,
+            })?;
             done += size.bytes();
         }
         Ok(())

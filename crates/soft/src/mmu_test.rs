@@ -71,7 +71,12 @@ fn reference(test: &TestCpu, case: &Case) -> Answer {
         Paging::Legacy => vec![(22, true, case.page_size), (12, true, false)],
         Paging::Pae => vec![(30, false, false), (21, true, true), (12, true, false)],
         Paging::Long => {
-            vec![(39, true, false), (30, true, true), (21, true, true), (12, true, false)]
+            vec![
+                (39, true, false),
+                (30, true, true),
+                (21, true, true),
+                (12, true, false),
+            ]
         }
     };
     let wide = case.paging != Paging::Legacy;
@@ -122,7 +127,11 @@ fn reference(test: &TestCpu, case: &Case) -> Answer {
             executable &= !(case.no_execute && wide && entry >> 63 != 0);
         }
         if !leaf {
-            base = if wide { entry & 0x000f_ffff_ffff_f000 } else { entry & 0xffff_f000 };
+            base = if wide {
+                entry & 0x000f_ffff_ffff_f000
+            } else {
+                entry & 0xffff_f000
+            };
             continue;
         }
         let refused = if case.user {
@@ -133,9 +142,7 @@ fn reference(test: &TestCpu, case: &Case) -> Answer {
             match case.want {
                 Want::Execute => !executable || case.smep && user,
                 Want::Read => case.smap && user && !case.ac,
-                Want::Write => {
-                    case.smap && user && !case.ac || case.write_protect && !writable
-                }
+                Want::Write => case.smap && user && !case.ac || case.write_protect && !writable,
             }
         };
         if refused {
@@ -202,7 +209,11 @@ fn apply(test: &mut TestCpu, case: &Case) {
     set(&mut cpu.cr4, cr4::SMEP, case.smep);
     set(&mut cpu.cr4, cr4::SMAP, case.smap);
     set(&mut cpu.efer, efer::NXE, case.no_execute);
-    set(&mut cpu.efer, efer::LMA | efer::LME, case.paging == Paging::Long);
+    set(
+        &mut cpu.efer,
+        efer::LMA | efer::LME,
+        case.paging == Paging::Long,
+    );
     set(&mut cpu.system_flags, rflags::AC, case.ac);
     cpu.cr3 = TABLES;
     cpu.update_mode();
@@ -260,7 +271,9 @@ fn accessed_and_dirty_bits_are_set_when_they_should_be() {
     // A fault marks nothing.
     test.put(leaf, 1 << 21 | 0x85);
     test.cpu.flush_tlb_all();
-    test.cpu.write_linear(1 << 21, 1u8, Access::Data).unwrap_err();
+    test.cpu
+        .write_linear(1 << 21, 1u8, Access::Data)
+        .unwrap_err();
     assert_eq!(test.get(leaf) & 0x60, 0);
 }
 
@@ -270,14 +283,23 @@ fn a_page_stays_translated_until_it_is_invalidated() {
     let (page, offset) = (2u64 << 21, 0x5008u64);
     test.put(page + offset, 11);
     test.put((1 << 21) + offset, 22);
-    assert_eq!(test.cpu.read_linear::<u64>(page + offset, Access::Data), Ok(11));
+    assert_eq!(
+        test.cpu.read_linear::<u64>(page + offset, Access::Data),
+        Ok(11)
+    );
     test.put(0x3000 + 16, 1 << 21 | 0x87);
     // Invalidating any address of the large page drops all of it.
     test.cpu.flush_tlb_page(page + 0x10_0000);
-    assert_eq!(test.cpu.read_linear::<u64>(page + offset, Access::Data), Ok(22));
+    assert_eq!(
+        test.cpu.read_linear::<u64>(page + offset, Access::Data),
+        Ok(22)
+    );
     test.put(0x3000 + 16, 2 << 21 | 0x87);
     test.cpu.flush_tlb_non_global();
-    assert_eq!(test.cpu.read_linear::<u64>(page + offset, Access::Data), Ok(11));
+    assert_eq!(
+        test.cpu.read_linear::<u64>(page + offset, Access::Data),
+        Ok(11)
+    );
 }
 
 #[test]
@@ -356,6 +378,12 @@ fn an_instruction_across_two_pages_follows_both() {
     assert_eq!(run(&mut test), (Trap::Halt, 0x7766_5511));
     test.put(slot, 0);
     test.cpu.flush_tlb_page(DATA + PAGE_SIZE);
-    assert!(matches!(run(&mut test).0, Trap::Exception(Exception::PageFault { error_code: 0x10 })));
-    assert_eq!((test.cpu.fault_address, test.cpu.rip), (DATA + PAGE_SIZE, start));
+    assert!(matches!(
+        run(&mut test).0,
+        Trap::Exception(Exception::PageFault { error_code: 0x10 })
+    ));
+    assert_eq!(
+        (test.cpu.fault_address, test.cpu.rip),
+        (DATA + PAGE_SIZE, start)
+    );
 }

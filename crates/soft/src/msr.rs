@@ -64,8 +64,9 @@ mod msr {
 /// Eight variable ranges, fixed ranges, write combining.
 const MTRR_CAPABILITIES: u64 = 0x508;
 /// The numbers of the fixed-range MTRRs.
-const MTRR_FIXED: [u32; 11] =
-    [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
+const MTRR_FIXED: [u32; 11] = [
+    0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f,
+];
 /// The TSC counts at the frequency of the fastest state, whatever the state.
 const HWCR_TSC_FREQUENCY_P0: u64 = 1 << 24;
 /// LFENCE serializes.
@@ -213,8 +214,9 @@ impl Cpu {
                 self.write_system_time();
             }
             msr::X2APIC..=msr::X2APIC_LAST => {
-                let effect =
-                    self.apic.write_x2apic(number - msr::X2APIC, value, host_tsc())?;
+                let effect = self
+                    .apic
+                    .write_x2apic(number - msr::X2APIC, value, host_tsc())?;
                 self.apply(effect);
             }
             msr::MICROCODE | msr::AMD_PATCH_LEVEL | msr::MCG_STATUS | msr::DEBUG_CTL => {}
@@ -237,7 +239,10 @@ impl Cpu {
 
     #[cold]
     fn unknown_msr(&mut self, operation: &str, number: u32) -> crate::trap::Trap {
-        count(&mut self.counters.unsupported, format!("{operation} of msr {number:#x}"));
+        count(
+            &mut self.counters.unsupported,
+            format!("{operation} of msr {number:#x}"),
+        );
         GP0
     }
 
@@ -390,9 +395,15 @@ fn mtrr_slot(number: u32) -> Option<MtrrSlot> {
     if let Some(index) = MTRR_FIXED.iter().position(|fixed| *fixed == number) {
         return Some(MtrrSlot::Fixed(index));
     }
-    let offset = number.checked_sub(msr::MTRR_VARIABLE).filter(|offset| *offset < 16)?;
+    let offset = number
+        .checked_sub(msr::MTRR_VARIABLE)
+        .filter(|offset| *offset < 16)?;
     let index = (offset / 2) as usize;
-    Some(if offset % 2 == 0 { MtrrSlot::Base(index) } else { MtrrSlot::Mask(index) })
+    Some(if offset % 2 == 0 {
+        MtrrSlot::Base(index)
+    } else {
+        MtrrSlot::Mask(index)
+    })
 }
 
 /// UC, WC, WT, WP, WB.
@@ -402,5 +413,8 @@ fn is_memory_type(kind: u8) -> bool {
 
 /// A page attribute table of eight valid types (7 is UC−).
 fn is_valid_pat(value: u64) -> bool {
-    value.to_le_bytes().into_iter().all(|kind| is_memory_type(kind) || kind == 7)
+    value
+        .to_le_bytes()
+        .into_iter()
+        .all(|kind| is_memory_type(kind) || kind == 7)
 }

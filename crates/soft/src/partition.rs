@@ -65,7 +65,10 @@ impl Shared {
             mailboxes: (0..config.vcpus).map(|_| Mailbox::default()).collect(),
             tsc_khz: khz,
             scale: Scale::for_khz(khz),
-            clock: Mutex::new(ClockBase { host_tsc: host_tsc(), nanoseconds: 0 }),
+            clock: Mutex::new(ClockBase {
+                host_tsc: host_tsc(),
+                nanoseconds: 0,
+            }),
             next_lowest: AtomicU32::new(0),
             clock_generation: AtomicU64::new(0),
         }
@@ -89,7 +92,9 @@ impl Shared {
     fn send(&self, message: Message, skip: Option<u32>) {
         let addressed = |id: &u32| {
             Some(*id) != skip
-                && self.mailbox(*id).is_addressed(*id, message.destination, message.logical)
+                && self
+                    .mailbox(*id)
+                    .is_addressed(*id, message.destination, message.logical)
         };
         let all = 0..self.mailboxes.len() as u32;
         if message.mode == mode::LOWEST {
@@ -102,7 +107,8 @@ impl Shared {
             }
             return;
         }
-        all.filter(addressed).for_each(|id| self.deliver(id, message));
+        all.filter(addressed)
+            .for_each(|id| self.deliver(id, message));
     }
 
     fn deliver(&self, id: u32, message: Message) {
@@ -125,7 +131,11 @@ impl Shared {
             vector: icr as u8,
             mode: (icr >> 8 & 7) as u8,
             level: false,
-            destination: if x2apic { (icr >> 32) as u32 } else { (icr >> 56) as u32 },
+            destination: if x2apic {
+                (icr >> 32) as u32
+            } else {
+                (icr >> 56) as u32
+            },
             logical: icr >> 11 & 1 != 0,
         };
         // INIT level de-assert does nothing on processors of this century.
@@ -170,7 +180,9 @@ pub(crate) struct SoftPartition {
 
 impl SoftPartition {
     pub(crate) fn new(config: PartitionConfig) -> Self {
-        Self { shared: Arc::new(Shared::new(config)) }
+        Self {
+            shared: Arc::new(Shared::new(config)),
+        }
     }
 }
 
@@ -191,7 +203,12 @@ impl Partition for SoftPartition {
             )));
         }
         let state = VcpuState::power_on(id.0, cpuid.get(1, 0).eax);
-        Ok(Box::new(SoftVcpu::new(id, cpuid, state, self.shared.clone())?))
+        Ok(Box::new(SoftVcpu::new(
+            id,
+            cpuid,
+            state,
+            self.shared.clone(),
+        )?))
     }
 
     fn signal_msi(&self, msi: Msi) -> Result<(), AccelError> {
@@ -209,12 +226,22 @@ impl Partition for SoftPartition {
     }
 
     fn export_clock(&self) -> Result<ClockState, AccelError> {
-        Ok(ClockState { kvmclock_ns: self.shared.kvmclock(host_tsc()), realtime_ns: realtime() })
+        Ok(ClockState {
+            kvmclock_ns: self.shared.kvmclock(host_tsc()),
+            realtime_ns: realtime(),
+        })
     }
 
     fn import_clock(&self, clock: &ClockState) -> Result<(), AccelError> {
-        let base = ClockBase { host_tsc: host_tsc(), nanoseconds: clock.kvmclock_ns };
-        *self.shared.clock.lock().unwrap_or_else(PoisonError::into_inner) = base;
+        let base = ClockBase {
+            host_tsc: host_tsc(),
+            nanoseconds: clock.kvmclock_ns,
+        };
+        *self
+            .shared
+            .clock
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = base;
         self.shared.clock_generation.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
@@ -226,7 +253,11 @@ impl Partition for SoftPartition {
 
 impl DirtyLog for SoftPartition {
     fn start(&self) -> Result<(), AccelError> {
-        self.shared.memory.regions().iter().for_each(|region| region.pages.start_log());
+        self.shared
+            .memory
+            .regions()
+            .iter()
+            .for_each(|region| region.pages.start_log());
         Ok(())
     }
 
@@ -239,12 +270,18 @@ impl DirtyLog for SoftPartition {
     }
 
     fn stop(&self) -> Result<(), AccelError> {
-        self.shared.memory.regions().iter().for_each(|region| region.pages.stop_log());
+        self.shared
+            .memory
+            .regions()
+            .iter()
+            .for_each(|region| region.pages.stop_log());
         Ok(())
     }
 }
 
 /// The host's real-time clock, nanoseconds since 1970.
 pub(crate) fn realtime() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_nanos() as u64)
 }

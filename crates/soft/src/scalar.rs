@@ -181,12 +181,18 @@ pub(crate) unsafe fn fill<T: Scalar>(to: *mut u8, value: T, count: usize) {
     // SAFETY: the caller vouches for the range; DF is clear in Rust code.
     unsafe {
         match T::SIZE {
-            1 => asm!("rep stosb", inout("rcx") count => _, inout("rdi") to => _, in("al") value as u8,
-                options(nostack, preserves_flags)),
-            2 => asm!("rep stosw", inout("rcx") count => _, inout("rdi") to => _, in("ax") value as u16,
-                options(nostack, preserves_flags)),
-            4 => asm!("rep stosd", inout("rcx") count => _, inout("rdi") to => _, in("eax") value as u32,
-                options(nostack, preserves_flags)),
+            1 => {
+                asm!("rep stosb", inout("rcx") count => _, inout("rdi") to => _, in("al") value as u8,
+                options(nostack, preserves_flags))
+            }
+            2 => {
+                asm!("rep stosw", inout("rcx") count => _, inout("rdi") to => _, in("ax") value as u16,
+                options(nostack, preserves_flags))
+            }
+            4 => {
+                asm!("rep stosd", inout("rcx") count => _, inout("rdi") to => _, in("eax") value as u32,
+                options(nostack, preserves_flags))
+            }
             _ => asm!("rep stosq", inout("rcx") count => _, inout("rdi") to => _, in("rax") value,
                 options(nostack, preserves_flags)),
         }

@@ -52,7 +52,12 @@ impl Descriptor {
 
 /// A segment with flat limits, as SYSCALL and friends load it.
 pub(crate) fn flat(selector: u16, access: u32) -> Segment {
-    Segment { selector, base: 0, limit: u32::MAX, access: access | 1 << 15 }
+    Segment {
+        selector,
+        base: 0,
+        limit: u32::MAX,
+        access: access | 1 << 15,
+    }
 }
 
 impl Cpu {
@@ -94,7 +99,11 @@ impl Cpu {
         }
         let address = base.wrapping_add(index.into());
         let raw = self.read_linear::<u64>(address, Access::System)?;
-        Ok(Descriptor { raw, address, selector })
+        Ok(Descriptor {
+            raw,
+            address,
+            selector,
+        })
     }
 
     /// Sets the accessed bit of a descriptor in its table.
@@ -153,7 +162,11 @@ impl Cpu {
     ) -> Exec<Segment> {
         if selector & !3 == 0 {
             let allowed = self.code_size == CodeSize::Bits64 && cpl < 3 && selector as u8 == cpl;
-            return if allowed { Ok(null_stack(cpl)) } else { Err(error(0).into()) };
+            return if allowed {
+                Ok(null_stack(cpl))
+            } else {
+                Err(error(0).into())
+            };
         }
         let descriptor = self.descriptor(selector, error)?;
         let mut segment = descriptor.unpack();
@@ -275,8 +288,11 @@ impl Cpu {
         let mut segment = descriptor.unpack();
         let rpl = (selector & 3) as u8;
         let conforming = segment.kind() & kind::CONFORMING != 0;
-        let level_fits =
-            if conforming { segment.dpl() <= rpl } else { segment.dpl() == rpl };
+        let level_fits = if conforming {
+            segment.dpl() <= rpl
+        } else {
+            segment.dpl() == rpl
+        };
         let two_sizes = self.long_mode && segment.long() && segment.big();
         if !descriptor.is_code() || rpl < self.cpl || !level_fits || two_sizes {
             return Err(Exception::GeneralProtection(selector & !3).into());
@@ -300,7 +316,11 @@ impl Cpu {
     ) -> Exec<Segment> {
         if selector & !3 == 0 {
             let allowed = self.long_mode && code.long() && cpl < 3 && selector as u8 == cpl;
-            return if allowed { Ok(null_stack(cpl)) } else { Err(GP0) };
+            return if allowed {
+                Ok(null_stack(cpl))
+            } else {
+                Err(GP0)
+            };
         }
         self.stack_segment(selector, cpl, Exception::GeneralProtection)
     }
@@ -423,23 +443,32 @@ impl Cpu {
     /// LAR: the access rights as they lie in the descriptor's second dword.
     pub fn access_rights(&mut self, selector: u16) -> Exec<Option<u32>> {
         let long_mode = self.long_mode;
-        Ok(self.visible_descriptor(selector)?.filter(|segment| match segment.kind() {
-            1 | 4 | 5 => !long_mode,
-            2 | 9 | 11 | 12 => true,
-            3 => !long_mode,
-            kind => kind & 0x10 != 0,
-        }).map(|segment| (segment.access & 0xff) << 8 | (segment.access >> 12 & 0xf) << 20
-            | limit_bits(&segment)))
+        Ok(self
+            .visible_descriptor(selector)?
+            .filter(|segment| match segment.kind() {
+                1 | 4 | 5 => !long_mode,
+                2 | 9 | 11 | 12 => true,
+                3 => !long_mode,
+                kind => kind & 0x10 != 0,
+            })
+            .map(|segment| {
+                (segment.access & 0xff) << 8
+                    | (segment.access >> 12 & 0xf) << 20
+                    | limit_bits(&segment)
+            }))
     }
 
     /// LSL: the limit in bytes.
     pub fn segment_limit(&mut self, selector: u16) -> Exec<Option<u32>> {
         let long_mode = self.long_mode;
-        Ok(self.visible_descriptor(selector)?.filter(|segment| match segment.kind() {
-            1 | 3 => !long_mode,
-            2 | 9 | 11 => true,
-            kind => kind & 0x10 != 0,
-        }).map(|segment| segment.limit))
+        Ok(self
+            .visible_descriptor(selector)?
+            .filter(|segment| match segment.kind() {
+                1 | 3 => !long_mode,
+                2 | 9 | 11 => true,
+                kind => kind & 0x10 != 0,
+            })
+            .map(|segment| segment.limit))
     }
 
     /// VERR and VERW.
@@ -447,7 +476,12 @@ impl Cpu {
         Ok(self.visible_descriptor(selector)?.is_some_and(|segment| {
             let code = segment.kind() & kind::CODE_MASK == kind::CODE;
             let writable = segment.kind() & kind::WRITABLE != 0;
-            segment.kind() & 0x10 != 0 && if write { !code && writable } else { !code || writable }
+            segment.kind() & 0x10 != 0
+                && if write {
+                    !code && writable
+                } else {
+                    !code || writable
+                }
         }))
     }
 
@@ -461,7 +495,11 @@ impl Cpu {
 
 /// Limit bits 19:16 as they lie in the descriptor.
 fn limit_bits(segment: &Segment) -> u32 {
-    let limit = if segment.access & 1 << 15 != 0 { segment.limit >> 12 } else { segment.limit };
+    let limit = if segment.access & 1 << 15 != 0 {
+        segment.limit >> 12
+    } else {
+        segment.limit
+    };
     limit & 0xf_0000
 }
 
@@ -487,7 +525,12 @@ pub(crate) fn null_stack(cpl: u8) -> Segment {
 fn real_mode_segment(old: &Segment, selector: u16) -> Segment {
     let mut segment = *old;
     if segment.unusable() {
-        segment = Segment { selector: 0, base: 0, limit: 0xffff, access: 0x93 };
+        segment = Segment {
+            selector: 0,
+            base: 0,
+            limit: 0xffff,
+            access: 0x93,
+        };
     }
     segment.selector = selector;
     segment.base = u64::from(selector) << 4;

@@ -22,7 +22,13 @@ impl Cpu {
     /// The current stack.
     pub(crate) fn stack(&self) -> Stack {
         let (base, mask, limit) = self.stack_geometry();
-        Stack { pointer: self.gpr[gpr::RSP], base, mask, limit, access: Access::Data }
+        Stack {
+            pointer: self.gpr[gpr::RSP],
+            base,
+            mask,
+            limit,
+            access: Access::Data,
+        }
     }
 
     fn stack_geometry(&self) -> (u64, u64, u64) {
@@ -41,7 +47,11 @@ impl Cpu {
         let (_, mask, _) = self.stack_geometry();
         let rsp = &mut self.gpr[gpr::RSP];
         // A 32-bit write clears the upper half, a 16-bit one keeps the rest.
-        *rsp = if mask == 0xffff { *rsp & !0xffff | value & 0xffff } else { value & mask };
+        *rsp = if mask == 0xffff {
+            *rsp & !0xffff | value & 0xffff
+        } else {
+            value & mask
+        };
     }
 
     /// Adds to the stack pointer in the current stack's width.
@@ -54,7 +64,13 @@ impl Stack {
     /// A stack that event delivery switches to; written with supervisor
     /// rights whatever the old level was.
     pub(crate) fn switched(pointer: u64, base: u64, mask: u64, limit: u64, access: Access) -> Self {
-        Self { pointer, base, mask, limit, access }
+        Self {
+            pointer,
+            base,
+            mask,
+            limit,
+            access,
+        }
     }
 
     /// The pointer as it stands.
@@ -124,8 +140,11 @@ impl Stack {
     }
 
     fn move_to(&mut self, offset: u64) {
-        self.pointer =
-            if self.mask == 0xffff { self.pointer & !0xffff | offset } else { offset };
+        self.pointer = if self.mask == 0xffff {
+            self.pointer & !0xffff | offset
+        } else {
+            offset
+        };
     }
 
     fn locate(&self, offset: u64, width: u8) -> Exec<u64> {

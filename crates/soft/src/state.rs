@@ -17,15 +17,35 @@ fn invalid(reason: impl Into<String>) -> AccelError {
 
 impl From<CanonicalSegment> for Segment {
     fn from(segment: CanonicalSegment) -> Self {
-        let CanonicalSegment { selector, base, limit, access } = segment;
-        Self { selector, base, limit, access }
+        let CanonicalSegment {
+            selector,
+            base,
+            limit,
+            access,
+        } = segment;
+        Self {
+            selector,
+            base,
+            limit,
+            access,
+        }
     }
 }
 
 impl From<Segment> for CanonicalSegment {
     fn from(segment: Segment) -> Self {
-        let Segment { selector, base, limit, access } = segment;
-        Self { selector, base, limit, access }
+        let Segment {
+            selector,
+            base,
+            limit,
+            access,
+        } = segment;
+        Self {
+            selector,
+            base,
+            limit,
+            access,
+        }
     }
 }
 
@@ -39,35 +59,55 @@ pub(crate) fn check(state: &VcpuState, cpuid: &CpuidTable) -> Result<(), AccelEr
             VcpuState::VERSION
         )));
     }
-    let ControlRegisters { cr0, cr3, cr4, efer, xcr0, .. } = state.control;
+    let ControlRegisters {
+        cr0,
+        cr3,
+        cr4,
+        efer,
+        xcr0,
+        ..
+    } = state.control;
     let on = |register: u64, bit| register & bit != 0;
     if cr0 >> 32 != 0 || on(cr0, cr0::PG) && !on(cr0, cr0::PE) {
         return Err(invalid(format!("CR0 is {cr0:#x}")));
     }
     if cr4 & !limits.cr4 != 0 {
-        return Err(invalid(format!("CR4 is {cr4:#x}, of which this processor has {:#x}", limits.cr4)));
+        return Err(invalid(format!(
+            "CR4 is {cr4:#x}, of which this processor has {:#x}",
+            limits.cr4
+        )));
     }
     if efer & !limits.efer != 0 {
         return Err(invalid(format!("EFER is {efer:#x}")));
     }
     let long = on(efer, efer::LMA);
     if long != (on(efer, efer::LME) && on(cr0, cr0::PG)) || long && !on(cr4, cr4::PAE) {
-        return Err(invalid(format!("EFER {efer:#x}, CR0 {cr0:#x} and CR4 {cr4:#x} disagree")));
+        return Err(invalid(format!(
+            "EFER {efer:#x}, CR0 {cr0:#x} and CR4 {cr4:#x} disagree"
+        )));
     }
     if cr3 >> limits.physical_bits != 0 {
         return Err(invalid(format!("CR3 is {cr3:#x}")));
     }
     if xcr0 & !limits.xcr0 != 0 || xcr0 & 1 == 0 || xcr0 & 6 == 4 {
-        return Err(invalid(format!("XCR0 is {xcr0:#x}, of which this processor has {:#x}", limits.xcr0)));
+        return Err(invalid(format!(
+            "XCR0 is {xcr0:#x}, of which this processor has {:#x}",
+            limits.xcr0
+        )));
     }
     if state.general.rflags & rflags::VM != 0 {
-        return Err(invalid("virtual-8086 mode is on, which this engine does not have"));
+        return Err(invalid(
+            "virtual-8086 mode is on, which this engine does not have",
+        ));
     }
     if long && !is_canonical(state.general.rip) {
         return Err(invalid(format!("RIP is {:#x}", state.general.rip)));
     }
     if state.general.rflags & rflags::FIXED == 0 {
-        return Err(invalid(format!("RFLAGS is {:#x}; bit 1 is always set", state.general.rflags)));
+        return Err(invalid(format!(
+            "RFLAGS is {:#x}; bit 1 is always set",
+            state.general.rflags
+        )));
     }
     let msrs = &state.msrs;
     for (name, address) in [
@@ -78,7 +118,9 @@ pub(crate) fn check(state: &VcpuState, cpuid: &CpuidTable) -> Result<(), AccelEr
         ("KERNEL_GS_BASE", msrs.kernel_gs_base),
     ] {
         if !is_canonical(address) {
-            return Err(invalid(format!("{name} is {address:#x}, which is not canonical")));
+            return Err(invalid(format!(
+                "{name} is {address:#x}, which is not canonical"
+            )));
         }
     }
     if msrs.apic_base >> limits.physical_bits != 0 {
@@ -87,7 +129,11 @@ pub(crate) fn check(state: &VcpuState, cpuid: &CpuidTable) -> Result<(), AccelEr
     if state.fpu.mxcsr & !crate::native::MXCSR_VALID != 0 {
         return Err(invalid(format!("MXCSR is {:#x}", state.fpu.mxcsr)));
     }
-    if state.events.exception.is_some_and(|exception| exception.vector > 31) {
+    if state
+        .events
+        .exception
+        .is_some_and(|exception| exception.vector > 31)
+    {
         return Err(invalid("the pending exception has a vector above 31"));
     }
     Ok(())
@@ -98,13 +144,41 @@ impl Cpu {
     /// run loop's.
     pub(crate) fn load(&mut self, state: &VcpuState) {
         let GeneralRegisters {
-            rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags,
+            rax,
+            rbx,
+            rcx,
+            rdx,
+            rsi,
+            rdi,
+            rsp,
+            rbp,
+            r8,
+            r9,
+            r10,
+            r11,
+            r12,
+            r13,
+            r14,
+            r15,
+            rip,
+            rflags,
         } = state.general;
         self.gpr = [
             rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15, 0,
         ];
         self.rip = rip;
-        let SegmentRegisters { es, cs, ss, ds, fs, gs, ldtr, tr, gdtr, idtr } = state.segments;
+        let SegmentRegisters {
+            es,
+            cs,
+            ss,
+            ds,
+            fs,
+            gs,
+            ldtr,
+            tr,
+            gdtr,
+            idtr,
+        } = state.segments;
         self.segments = [es, cs, ss, ds, fs, gs].map(Segment::from);
         (self.ldtr, self.tr) = (ldtr.into(), tr.into());
         (self.gdtr, self.idtr) = (gdtr, idtr);
@@ -130,12 +204,46 @@ impl Cpu {
 
     /// The processor's part of the state.
     pub(crate) fn save(&self, state: &mut VcpuState) {
-        let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15, _] =
-            self.gpr;
+        let [
+            rax,
+            rcx,
+            rdx,
+            rbx,
+            rsp,
+            rbp,
+            rsi,
+            rdi,
+            r8,
+            r9,
+            r10,
+            r11,
+            r12,
+            r13,
+            r14,
+            r15,
+            _,
+        ] = self.gpr;
         let (rip, rflags) = (self.rip, self.rflags());
         state.version = VcpuState::VERSION;
         state.general = GeneralRegisters {
-            rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags,
+            rax,
+            rbx,
+            rcx,
+            rdx,
+            rsi,
+            rdi,
+            rsp,
+            rbp,
+            r8,
+            r9,
+            r10,
+            r11,
+            r12,
+            r13,
+            r14,
+            r15,
+            rip,
+            rflags,
         };
         let [es, cs, ss, ds, fs, gs] = self.segments.map(CanonicalSegment::from);
         state.segments = SegmentRegisters {

@@ -90,7 +90,11 @@ impl Cpu {
 
     /// SGDT, SIDT, SLDT, STR, SMSW: refused to user code under UMIP.
     pub fn check_umip(&self) -> Exec {
-        if self.cpl > 0 && self.cr4 & cr4::UMIP != 0 { Err(GP0) } else { Ok(()) }
+        if self.cpl > 0 && self.cr4 & cr4::UMIP != 0 {
+            Err(GP0)
+        } else {
+            Ok(())
+        }
     }
 
     /// MOV to CR0.
@@ -162,8 +166,7 @@ impl Cpu {
             return Err(GP0);
         }
         self.cr4 = value;
-        const PAGING: u64 =
-            cr4::PAE | cr4::PSE | cr4::PGE | cr4::PCIDE | cr4::SMEP | cr4::SMAP;
+        const PAGING: u64 = cr4::PAE | cr4::PSE | cr4::PGE | cr4::PCIDE | cr4::SMEP | cr4::SMAP;
         if changed & PAGING != 0 {
             self.flush_tlb_all();
         }
@@ -321,13 +324,21 @@ impl Cpu {
 
     /// RDTSC, RDTSCP: may they be used?
     pub fn check_time_stamp_access(&self) -> Exec {
-        if self.cpl > 0 && self.cr4 & cr4::TSD != 0 { Err(GP0) } else { Ok(()) }
+        if self.cpl > 0 && self.cr4 & cr4::TSD != 0 {
+            Err(GP0)
+        } else {
+            Ok(())
+        }
     }
 
     /// CLI, STI and the others that IOPL guards.
     pub fn check_io_privilege(&self) -> Exec {
         let iopl = (self.system_flags & rflags::IOPL) >> 12;
-        if self.protected() && u64::from(self.cpl) > iopl { Err(GP0) } else { Ok(()) }
+        if self.protected() && u64::from(self.cpl) > iopl {
+            Err(GP0)
+        } else {
+            Ok(())
+        }
     }
 
     /// May this code touch `width` ports from `port` on? (SDM vol. 1, 19.5.2)
@@ -348,7 +359,11 @@ impl Cpu {
         }
         let bits = self.read_linear::<u16>(base.wrapping_add(first), Access::System)?;
         let mask = ((1u32 << width) - 1) << (port % 8);
-        if u32::from(bits) & mask != 0 { Err(GP0) } else { Ok(()) }
+        if u32::from(bits) & mask != 0 {
+            Err(GP0)
+        } else {
+            Ok(())
+        }
     }
 
     /// The bits of RFLAGS that POPF may change here, for an operand of
@@ -456,7 +471,10 @@ impl Cpu {
         let narrow = |value| if wide { value } else { value & 0xffff_ffff };
         let stack = flat((selector + offset + 8) | 3, DATA | DB | RING3);
         self.segments[SegmentRegister::Ss as usize] = stack;
-        self.enter_code(flat((selector + offset) | 3, CODE | size | RING3), narrow(rip));
+        self.enter_code(
+            flat((selector + offset) | 3, CODE | size | RING3),
+            narrow(rip),
+        );
         self.gpr[gpr::RSP] = narrow(rsp);
         Ok(())
     }

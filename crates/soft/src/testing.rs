@@ -36,7 +36,12 @@ pub struct TestCpu {
 }
 
 fn flat(selector: u16, access: u32) -> Segment {
-    Segment { selector, base: 0, limit: u32::MAX, access }
+    Segment {
+        selector,
+        base: 0,
+        limit: u32::MAX,
+        access,
+    }
 }
 
 impl TestCpu {
@@ -51,9 +56,17 @@ impl TestCpu {
         let ranges = [(GuestAddress(0), ByteCount(MEMORY))];
         let memory =
             GuestMemory::new(&ranges, MemoryBacking::Anonymous).expect("a few MiB of memory");
-        let config = PartitionConfig { vcpus: 1, memory: memory.clone() };
+        let config = PartitionConfig {
+            vcpus: 1,
+            memory: memory.clone(),
+        };
         let mut cpu = Box::new(Cpu::new(0, cpuid, Arc::new(Shared::new(config))));
-        let real = Segment { selector: 0, base: 0, limit: 0xffff, access: 0x93 };
+        let real = Segment {
+            selector: 0,
+            base: 0,
+            limit: 0xffff,
+            access: 0x93,
+        };
         cpu.segments = [real; 6];
         cpu.segments[SegmentRegister::Cs as usize].access = 0x9b;
         cpu.idtr.limit = 0x3ff;
@@ -111,13 +124,17 @@ impl TestCpu {
 
     /// Writes physical memory.
     pub fn write(&mut self, address: u64, bytes: &[u8]) {
-        self.memory.write(GuestAddress(address), bytes).expect("an address in RAM");
+        self.memory
+            .write(GuestAddress(address), bytes)
+            .expect("an address in RAM");
     }
 
     /// Reads eight bytes of physical memory.
     pub fn get(&self, address: u64) -> u64 {
         let mut bytes = [0; 8];
-        self.memory.read(GuestAddress(address), &mut bytes).expect("an address in RAM");
+        self.memory
+            .read(GuestAddress(address), &mut bytes)
+            .expect("an address in RAM");
         u64::from_le_bytes(bytes)
     }
 

@@ -60,8 +60,7 @@ impl SoftVcpu {
         state: VcpuState,
         shared: Arc<Shared>,
     ) -> Result<Self, AccelError> {
-        crate::native::initialize()
-            .map_err(|error| AccelError::Unsupported(error.to_string()))?;
+        crate::native::initialize().map_err(|error| AccelError::Unsupported(error.to_string()))?;
         let cpu = Cpu::new(id.0, cpuid, shared.clone());
         let mut vcpu = Self {
             id,
@@ -82,7 +81,9 @@ impl SoftVcpu {
 
     fn load(&mut self, state: &VcpuState) {
         self.cpu.load(state);
-        self.cpu.apic.load(&state.local_apic, state.msrs.apic_base, host_tsc());
+        self.cpu
+            .apic
+            .load(&state.local_apic, state.msrs.apic_base, host_tsc());
         self.cpu.arm_deadline();
         self.cpu.publish_apic();
         self.activity = state.activity;
@@ -133,8 +134,11 @@ impl SoftVcpu {
                 state.local_apic.id = self.id.0;
                 state.local_apic.ldr = (self.id.0 >> 4) << 16 | 1 << (self.id.0 & 15);
             }
-            state.activity =
-                if bootstrap { Activity::Running } else { Activity::WaitForSipi };
+            state.activity = if bootstrap {
+                Activity::Running
+            } else {
+                Activity::WaitForSipi
+            };
             let sipi = self.sipi_vector;
             self.load(&state);
             self.sipi_vector = sipi;
@@ -179,7 +183,11 @@ impl SoftVcpu {
             return self.cpu.deliver_again(vector, error_code);
         }
         if let Some(PendingInterrupt { vector, software }) = self.imported.interrupt.take() {
-            let source = if software { Source::Software } else { Source::External };
+            let source = if software {
+                Source::Software
+            } else {
+                Source::External
+            };
             self.activity = Activity::Running;
             return self.cpu.deliver_interrupt(vector, source);
         }
@@ -196,7 +204,11 @@ impl SoftVcpu {
         let khz = u64::from(self.shared.tsc_khz);
         let spin_until = host_tsc() + khz * SPIN_TICKS_PER_KHZ / 1000;
         loop {
-            if mailbox.attention().load(std::sync::atomic::Ordering::Relaxed) != 0 {
+            if mailbox
+                .attention()
+                .load(std::sync::atomic::Ordering::Relaxed)
+                != 0
+            {
                 return;
             }
             let now = host_tsc();
@@ -239,14 +251,18 @@ impl SoftVcpu {
         }
         let deadline = self.cpu.apic.expires();
         let shared = self.shared.clone();
-        let trap = self.cpu.run(shared.mailbox(self.id.0).attention(), deadline);
+        let trap = self
+            .cpu
+            .run(shared.mailbox(self.id.0).attention(), deadline);
         self.handle(trap)
     }
 
     /// Rewrites the guest's clock page after the machine's clock was set.
     fn follow_clock(&mut self) {
-        let generation =
-            self.shared.clock_generation.load(std::sync::atomic::Ordering::Relaxed);
+        let generation = self
+            .shared
+            .clock_generation
+            .load(std::sync::atomic::Ordering::Relaxed);
         if generation != self.clock_generation {
             self.clock_generation = generation;
             self.cpu.write_system_time();
@@ -346,7 +362,10 @@ impl Vcpu for SoftVcpu {
     }
 
     fn kicker(&self) -> Arc<dyn VcpuKicker> {
-        Arc::new(Kicker { shared: self.shared.clone(), id: self.id.0 })
+        Arc::new(Kicker {
+            shared: self.shared.clone(),
+            id: self.id.0,
+        })
     }
 
     fn export_state(&mut self) -> Result<VcpuState, AccelError> {

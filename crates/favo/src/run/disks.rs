@@ -26,16 +26,24 @@ impl FromStr for DiskArgument {
         let file = PathBuf::from(parts.next().unwrap_or_default());
         // Never by content: a guest could write a qcow2 header to its raw disk
         // and read any file of the host's through it.
-        let qcow2 = file.extension().is_some_and(|extension| extension == "qcow2");
+        let qcow2 = file
+            .extension()
+            .is_some_and(|extension| extension == "qcow2");
         let format = if qcow2 { Format::Qcow2 } else { Format::Raw };
-        let mut disk = Self { file, read_only: false, format };
+        let mut disk = Self {
+            file,
+            read_only: false,
+            format,
+        };
         for part in parts {
             match part {
                 "ro" => disk.read_only = true,
                 "format=raw" => disk.format = Format::Raw,
                 "format=qcow2" => disk.format = Format::Qcow2,
                 other => {
-                    return Err(format!("'{other}' is not known: use ro, format=raw or format=qcow2"));
+                    return Err(format!(
+                        "'{other}' is not known: use ro, format=raw or format=qcow2"
+                    ));
                 }
             }
         }
@@ -66,7 +74,10 @@ fn open(path: &Path, options: &OpenOptions) -> Result<DiskSpec, Failure> {
 }
 
 fn spec(image: BlockImage) -> DiskSpec {
-    DiskSpec { disk: Arc::new(image), serial: String::new() }
+    DiskSpec {
+        disk: Arc::new(image),
+        serial: String::new(),
+    }
 }
 
 fn failure(error: favo_block::BlockError) -> Failure {
@@ -107,7 +118,9 @@ fn kept(store: &Store, image: &OpenImage, base: &Path, name: &str) -> Result<Dis
     let size = std::fs::metadata(base)?.len();
     if !path.exists() {
         let digest = image.image.manifest.disk.image.digest;
-        store.pin(&holder, [digest]).map_err(crate::image::failure)?;
+        store
+            .pin(&holder, [digest])
+            .map_err(crate::image::failure)?;
         let backing = base.to_string_lossy();
         BlockImage::create(&path, Format::Qcow2, size, Some((&backing, Format::Raw)))
             .map_err(failure)?;

@@ -8,5 +8,10 @@ fn reads_a_disk_argument() {
     assert!(!disk.read_only && disk.format == Format::Qcow2);
     let disk: DiskArgument = "data,format=qcow2".parse().unwrap();
     assert_eq!(disk.format, Format::Qcow2);
-    assert!("data,rw".parse::<DiskArgument>().unwrap_err().contains("'rw' is not known"));
+    assert!(
+        "data,rw"
+            .parse::<DiskArgument>()
+            .unwrap_err()
+            .contains("'rw' is not known")
+    );
 }

@@ -43,7 +43,11 @@ impl Session {
         let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
         let exec = Exec {
             argv: command.iter().cloned().map(Into::into).collect(),
-            env: std::env::var("TERM").ok().map(|term| format!("TERM={term}").into()).into_iter().collect(),
+            env: std::env::var("TERM")
+                .ok()
+                .map(|term| format!("TERM={term}").into())
+                .into_iter()
+                .collect(),
             cwd: None,
             tty: if terminal { window_size() } else { None },
         };
@@ -51,18 +55,24 @@ impl Session {
         wake.set_nonblocking(true)?;
         woken.set_nonblocking(true)?;
         let controls = Arc::new(Mutex::new(VecDeque::new()));
-        let raw = if exec.tty.is_some() { RawMode::enter()? } else { None };
+        let raw = if exec.tty.is_some() {
+            RawMode::enter()?
+        } else {
+            None
+        };
         let mut io = SessionIo {
             controls: controls.clone(),
             woken,
             escape: raw.is_some(),
             process: ProcessIo,
         };
-        std::thread::Builder::new().name("session".into()).spawn(move || {
-            let end = serve(stream, &exec, &mut io);
-            // Nobody listens any more if the machine was stopped.
-            let _ = events.send(Event::Session(end));
-        })?;
+        std::thread::Builder::new()
+            .name("session".into())
+            .spawn(move || {
+                let end = serve(stream, &exec, &mut io);
+                // Nobody listens any more if the machine was stopped.
+                let _ = events.send(Event::Session(end));
+            })?;
         Ok((Self { controls, wake }, raw))
     }
 
@@ -79,7 +89,10 @@ impl Session {
     }
 
     fn control(&self, control: Control) {
-        self.controls.lock().unwrap_or_else(PoisonError::into_inner).push_back(control);
+        self.controls
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_back(control);
         // A full socket wakes as well.
         let _ = (&self.wake).write(&[0]);
     }
@@ -88,7 +101,10 @@ impl Session {
 fn serve(stream: UnixStream, exec: &Exec, io: &mut SessionIo) -> SessionEnd {
     let failed = |error: ClientError| match error {
         ClientError::ExecFailed { status, message } => SessionEnd::Failed { status, message },
-        other => SessionEnd::Failed { status: exit::RUN_FAILED, message: other.to_string() },
+        other => SessionEnd::Failed {
+            status: exit::RUN_FAILED,
+            message: other.to_string(),
+        },
     };
     let mut client = match AgentClient::connect(stream) {
         Ok(client) => client,

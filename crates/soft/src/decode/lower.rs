@@ -16,11 +16,7 @@ use crate::operation::{Handler, Operation};
 
 /// The operation for an instruction, given its bytes. One that the processor
 /// does not have becomes #UD when it is executed.
-pub(super) fn operation(
-    cpu: &Cpu,
-    instruction: &Instruction,
-    bytes: &[u8],
-) -> Operation {
+pub(super) fn operation(cpu: &Cpu, instruction: &Instruction, bytes: &[u8]) -> Operation {
     let (cpuid, size) = (&cpu.cpuid, cpu.code_size);
     let mut operation = operand::resolve(instruction, size, exec::undefined);
     let handler = if !feature::available(cpuid, instruction) {

@@ -130,18 +130,19 @@ pub(super) fn resolve(
                 registers += 1;
             }
             OpKind::Memory => memory(instruction, size, &mut operation),
-            OpKind::MemorySegSI
-            | OpKind::MemorySegDI
-            | OpKind::MemoryESDI => string(instruction, size, 2, &mut operation),
-            OpKind::MemorySegESI
-            | OpKind::MemorySegEDI
-            | OpKind::MemoryESEDI => string(instruction, size, 4, &mut operation),
-            OpKind::MemorySegRSI
-            | OpKind::MemorySegRDI
-            | OpKind::MemoryESRDI => string(instruction, size, 8, &mut operation),
+            OpKind::MemorySegSI | OpKind::MemorySegDI | OpKind::MemoryESDI => {
+                string(instruction, size, 2, &mut operation)
+            }
+            OpKind::MemorySegESI | OpKind::MemorySegEDI | OpKind::MemoryESEDI => {
+                string(instruction, size, 4, &mut operation)
+            }
+            OpKind::MemorySegRSI | OpKind::MemorySegRDI | OpKind::MemoryESRDI => {
+                string(instruction, size, 8, &mut operation)
+            }
             OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => {
-                operation.immediate =
-                    instruction.near_branch_target().wrapping_sub(instruction.next_ip());
+                operation.immediate = instruction
+                    .near_branch_target()
+                    .wrapping_sub(instruction.next_ip());
             }
             OpKind::FarBranch16 | OpKind::FarBranch32 => {
                 let offset = if instruction.op_kind(operand) == OpKind::FarBranch16 {
@@ -192,8 +193,9 @@ fn memory(instruction: &Instruction, size: CodeSize, operation: &mut Operation) 
     operation.address_shift = address_shift(address_bytes);
     if instruction.is_ip_rel_memory_operand() {
         operation.base = RIP_BASE;
-        operation.displacement =
-            instruction.ip_rel_memory_address().wrapping_sub(instruction.next_ip());
+        operation.displacement = instruction
+            .ip_rel_memory_address()
+            .wrapping_sub(instruction.next_ip());
         return;
     }
     operation.displacement = instruction.memory_displacement64();

@@ -49,9 +49,19 @@ fn logic(result: u64, bits: u32) -> (u64, ArithmeticFlags) {
 }
 
 binary!(Add, true, |flags, a, b, bits| add(a, b, false, bits));
-binary!(Adc, true, |flags, a, b, bits| add(a, b, flags.carry(), bits));
+binary!(Adc, true, |flags, a, b, bits| add(
+    a,
+    b,
+    flags.carry(),
+    bits
+));
 binary!(Sub, true, |flags, a, b, bits| sub(a, b, false, bits));
-binary!(Sbb, true, |flags, a, b, bits| sub(a, b, flags.carry(), bits));
+binary!(Sbb, true, |flags, a, b, bits| sub(
+    a,
+    b,
+    flags.carry(),
+    bits
+));
 binary!(Cmp, false, |flags, a, b, bits| sub(a, b, false, bits));
 binary!(And, true, |flags, a, b, bits| logic(a & b, bits));
 binary!(Or, true, |flags, a, b, bits| logic(a | b, bits));
@@ -59,8 +69,11 @@ binary!(Xor, true, |flags, a, b, bits| logic(a ^ b, bits));
 binary!(Test, false, |flags, a, b, bits| logic(a & b, bits));
 
 fn register_register<O: Binary, T: Scalar>(cpu: &mut Cpu, op: &Operation) -> Exec {
-    let (result, flags) =
-        O::apply::<T>(cpu.arithmetic, cpu.register(op.first), cpu.register(op.second));
+    let (result, flags) = O::apply::<T>(
+        cpu.arithmetic,
+        cpu.register(op.first),
+        cpu.register(op.second),
+    );
     cpu.arithmetic = flags;
     if O::STORES {
         cpu.set_register(op.first, result);
@@ -70,8 +83,11 @@ fn register_register<O: Binary, T: Scalar>(cpu: &mut Cpu, op: &Operation) -> Exe
 }
 
 fn register_immediate<O: Binary, T: Scalar>(cpu: &mut Cpu, op: &Operation) -> Exec {
-    let (result, flags) =
-        O::apply::<T>(cpu.arithmetic, cpu.register(op.first), T::from_u64(op.immediate));
+    let (result, flags) = O::apply::<T>(
+        cpu.arithmetic,
+        cpu.register(op.first),
+        T::from_u64(op.immediate),
+    );
     cpu.arithmetic = flags;
     if O::STORES {
         cpu.set_register(op.first, result);
@@ -213,7 +229,11 @@ fn unary_memory<O: Unary, T: Scalar>(cpu: &mut Cpu, op: &Operation) -> Exec {
 }
 
 fn unary_shaped<O: Unary, T: Scalar>(memory: bool) -> Handler {
-    if memory { unary_memory::<O, T> } else { unary_register::<O, T> }
+    if memory {
+        unary_memory::<O, T>
+    } else {
+        unary_register::<O, T>
+    }
 }
 
 /// The handler of a one-operand instruction.
@@ -281,7 +301,11 @@ pub(crate) fn add_with_flag<T: Scalar, const OVERFLOW: bool>(
     source: T,
 ) {
     let flags = cpu.arithmetic;
-    let carry = if OVERFLOW { flags.overflow() } else { flags.carry() };
+    let carry = if OVERFLOW {
+        flags.overflow()
+    } else {
+        flags.carry()
+    };
     let a: T = cpu.register(destination);
     let sum = u128::from(a.to_u64()) + u128::from(source.to_u64()) + u128::from(carry);
     let out = sum >> T::BITS != 0;

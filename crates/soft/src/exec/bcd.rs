@@ -25,7 +25,11 @@ pub(crate) fn decimal_adjust<const SUBTRACT: bool>(cpu: &mut Cpu, op: &Operation
     let old: u8 = cpu.register(AL);
     let (old_carry, old_adjust) = (cpu.arithmetic.carry(), cpu.arithmetic.adjust());
     let step = |value: u8, by: u8| {
-        if SUBTRACT { value.overflowing_sub(by) } else { value.overflowing_add(by) }
+        if SUBTRACT {
+            value.overflowing_sub(by)
+        } else {
+            value.overflowing_add(by)
+        }
     };
     let (mut value, mut carry) = (old, false);
     let adjust = old & 0xf > 9 || old_adjust;

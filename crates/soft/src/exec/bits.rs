@@ -37,7 +37,9 @@ fn change(number: u8) -> BitChange {
 }
 
 fn set_carry(cpu: &mut Cpu, carry: bool) {
-    cpu.arithmetic = cpu.arithmetic.with_carry_overflow(carry, cpu.arithmetic.overflow());
+    cpu.arithmetic = cpu
+        .arithmetic
+        .with_carry_overflow(carry, cpu.arithmetic.overflow());
 }
 
 /// The bit number: a register (`second`) or an immediate.
@@ -57,7 +59,10 @@ fn bit_register<T: Scalar, const IMMEDIATE: bool, const CHANGE: u8>(
     let value = cpu.register::<T>(op.first).to_u64();
     set_carry(cpu, value >> number & 1 != 0);
     if CHANGE != 0 {
-        cpu.set_register(op.first, T::from_u64(change(CHANGE).apply(value, 1 << number)));
+        cpu.set_register(
+            op.first,
+            T::from_u64(change(CHANGE).apply(value, 1 << number)),
+        );
     }
     cpu.advance(op);
     Ok(())
@@ -123,12 +128,20 @@ impl<const REVERSE: bool> Scan for BitScan<REVERSE> {
         let value = source.to_u64();
         // The other flags are undefined; they are left alone.
         let bits = cpu.arithmetic.bits() & !crate::cpu::rflags::ZF;
-        let zero = if value == 0 { crate::cpu::rflags::ZF } else { 0 };
+        let zero = if value == 0 {
+            crate::cpu::rflags::ZF
+        } else {
+            0
+        };
         cpu.arithmetic = ArithmeticFlags::from_bits(bits | zero);
         if value == 0 {
             return;
         }
-        let found = if REVERSE { 63 - value.leading_zeros() } else { value.trailing_zeros() };
+        let found = if REVERSE {
+            63 - value.leading_zeros()
+        } else {
+            value.trailing_zeros()
+        };
         cpu.set_register(destination, T::from_u64(found.into()));
     }
 }
@@ -156,9 +169,16 @@ impl<const LEADING: bool> Scan for CountZeros<LEADING> {
 pub(crate) struct PopulationCount;
 impl Scan for PopulationCount {
     fn apply<T: Scalar>(cpu: &mut Cpu, source: T, destination: u8) {
-        let zero = if source.to_u64() == 0 { crate::cpu::rflags::ZF } else { 0 };
+        let zero = if source.to_u64() == 0 {
+            crate::cpu::rflags::ZF
+        } else {
+            0
+        };
         cpu.arithmetic = ArithmeticFlags::from_bits(zero);
-        cpu.set_register(destination, T::from_u64(source.to_u64().count_ones().into()));
+        cpu.set_register(
+            destination,
+            T::from_u64(source.to_u64().count_ones().into()),
+        );
     }
 }
 
@@ -234,7 +254,9 @@ impl Vex for Bextr {
         let control = plain.to_u64();
         let (start, length) = (control as u8, (control >> 8) as u8);
         let shifted = general.to_u64().checked_shr(start.into()).unwrap_or(0);
-        let mask = 1u64.checked_shl(length.into()).map_or(u64::MAX, |bit| bit - 1);
+        let mask = 1u64
+            .checked_shl(length.into())
+            .map_or(u64::MAX, |bit| bit - 1);
         let result = T::from_u64(shifted & mask);
         cpu.arithmetic = ArithmeticFlags::after_logic(result.to_u64(), T::BITS);
         cpu.set_register(op.first, result);
@@ -347,8 +369,12 @@ pub(crate) fn vex<V: Vex>(memory: bool, width: u8) -> Handler {
 /// CRC32 (Castagnoli), one operand of `T`; `width` is the destination's.
 pub(crate) fn crc32<T: Scalar, const MEMORY: bool>(cpu: &mut Cpu, op: &Operation) -> Exec {
     const POLYNOMIAL: u32 = 0x82f6_3b78;
-    let source =
-        if MEMORY { cpu.read_operand::<T>(op)? } else { cpu.register(op.second) }.to_u64();
+    let source = if MEMORY {
+        cpu.read_operand::<T>(op)?
+    } else {
+        cpu.register(op.second)
+    }
+    .to_u64();
     let mut crc: u32 = cpu.register(op.first);
     for byte in &source.to_le_bytes()[..T::SIZE] {
         crc ^= u32::from(*byte);

@@ -16,7 +16,11 @@ impl Cpu {
     #[inline(always)]
     fn near_target(&self, target: u64) -> Exec<u64> {
         if self.code_size == CodeSize::Bits64 {
-            if crate::segment::is_canonical(target) { Ok(target) } else { Err(GP0) }
+            if crate::segment::is_canonical(target) {
+                Ok(target)
+            } else {
+                Err(GP0)
+            }
         } else if target <= u64::from(self.cs().limit) {
             Ok(target)
         } else {
@@ -173,7 +177,12 @@ pub(crate) fn jump_far(cpu: &mut Cpu, op: &Operation) -> Exec {
 
 pub(crate) fn call_far(cpu: &mut Cpu, op: &Operation) -> Exec {
     let next = cpu.next_rip(op);
-    cpu.far_call((op.immediate >> 48) as u16, op.immediate & 0xffff_ffff, next, op.width)?;
+    cpu.far_call(
+        (op.immediate >> 48) as u16,
+        op.immediate & 0xffff_ffff,
+        next,
+        op.width,
+    )?;
     Err(Trap::EndBlock)
 }
 
@@ -242,7 +251,11 @@ pub(crate) fn debug_trap(cpu: &mut Cpu, op: &Operation) -> Exec {
 pub(crate) fn overflow_trap(cpu: &mut Cpu, op: &Operation) -> Exec {
     let overflow = cpu.arithmetic.overflow();
     cpu.advance(op);
-    if overflow { Err(Exception::Overflow.into()) } else { Ok(()) }
+    if overflow {
+        Err(Exception::Overflow.into())
+    } else {
+        Ok(())
+    }
 }
 
 /// BOUND: `first` is the index, memory holds the bounds.
@@ -250,7 +263,9 @@ pub(crate) fn bound<T: Scalar>(cpu: &mut Cpu, op: &Operation) -> Exec {
     let address = cpu.address(op, 2 * T::SIZE, false)?;
     let access = Cpu::operand_access(op);
     let lower = cpu.read_linear::<T>(address, access)?.to_i64();
-    let upper = cpu.read_linear::<T>(address.wrapping_add(T::SIZE as u64), access)?.to_i64();
+    let upper = cpu
+        .read_linear::<T>(address.wrapping_add(T::SIZE as u64), access)?
+        .to_i64();
     let index = cpu.register::<T>(op.first).to_i64();
     if index < lower || index > upper {
         return Err(Exception::BoundRange.into());

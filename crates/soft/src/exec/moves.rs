@@ -45,7 +45,11 @@ fn extend_register<T: Scalar, S: Scalar, const SIGNED: bool>(
     op: &Operation,
 ) -> Exec {
     let value: S = cpu.register(op.second);
-    let value = if SIGNED { value.to_i64() as u64 } else { value.to_u64() };
+    let value = if SIGNED {
+        value.to_i64() as u64
+    } else {
+        value.to_u64()
+    };
     cpu.set_register(op.first, T::from_u64(value));
     cpu.advance(op);
     Ok(())
@@ -53,7 +57,11 @@ fn extend_register<T: Scalar, S: Scalar, const SIGNED: bool>(
 
 fn extend_memory<T: Scalar, S: Scalar, const SIGNED: bool>(cpu: &mut Cpu, op: &Operation) -> Exec {
     let value = cpu.read_operand::<S>(op)?;
-    let value = if SIGNED { value.to_i64() as u64 } else { value.to_u64() };
+    let value = if SIGNED {
+        value.to_i64() as u64
+    } else {
+        value.to_u64()
+    };
     cpu.set_register(op.first, T::from_u64(value));
     cpu.advance(op);
     Ok(())
@@ -133,7 +141,11 @@ fn swapped<T: Scalar>(value: T) -> T {
 }
 
 fn swapped_move<T: Scalar>(value: T) -> T {
-    if T::SIZE == 2 { T::from_u64((value.to_u64() as u16).swap_bytes().into()) } else { swapped(value) }
+    if T::SIZE == 2 {
+        T::from_u64((value.to_u64() as u16).swap_bytes().into())
+    } else {
+        swapped(value)
+    }
 }
 
 /// MOVBE from memory.
@@ -156,8 +168,9 @@ pub(crate) fn store_swapped<T: Scalar>(cpu: &mut Cpu, op: &Operation) -> Exec {
 /// operand with base BX.
 pub(crate) fn translate_byte(cpu: &mut Cpu, op: &Operation) -> Exec {
     let mut indexed = *op;
-    indexed.displacement =
-        op.displacement.wrapping_add(u64::from(cpu.register::<u8>(gpr::RAX as u8)));
+    indexed.displacement = op
+        .displacement
+        .wrapping_add(u64::from(cpu.register::<u8>(gpr::RAX as u8)));
     let value = cpu.read_operand::<u8>(&indexed)?;
     cpu.set_register(gpr::RAX as u8, value);
     cpu.advance(op);
@@ -208,7 +221,11 @@ pub(crate) use by_condition;
 
 fn move_if_register<T: Scalar, const CODE: u8>(cpu: &mut Cpu, op: &Operation) -> Exec {
     // With 32 bits the upper half is cleared even if nothing moves.
-    let source = if holds::<CODE>(cpu) { op.second } else { op.first };
+    let source = if holds::<CODE>(cpu) {
+        op.second
+    } else {
+        op.first
+    };
     let value: T = cpu.register(source);
     cpu.set_register(op.first, value);
     cpu.advance(op);
@@ -218,7 +235,11 @@ fn move_if_register<T: Scalar, const CODE: u8>(cpu: &mut Cpu, op: &Operation) ->
 fn move_if_memory<T: Scalar, const CODE: u8>(cpu: &mut Cpu, op: &Operation) -> Exec {
     // The load happens, and may fault, whether the condition holds or not.
     let loaded = cpu.read_operand::<T>(op)?;
-    let value = if holds::<CODE>(cpu) { loaded } else { cpu.register(op.first) };
+    let value = if holds::<CODE>(cpu) {
+        loaded
+    } else {
+        cpu.register(op.first)
+    };
     cpu.set_register(op.first, value);
     cpu.advance(op);
     Ok(())
@@ -256,5 +277,9 @@ fn set_memory_if<const CODE: u8>(cpu: &mut Cpu, op: &Operation) -> Exec {
 
 /// The handler of SETcc.
 pub(crate) fn conditional_set(code: u8, memory: bool) -> Handler {
-    if memory { by_condition!(code, set_memory_if) } else { by_condition!(code, set_register_if) }
+    if memory {
+        by_condition!(code, set_memory_if)
+    } else {
+        by_condition!(code, set_register_if)
+    }
 }

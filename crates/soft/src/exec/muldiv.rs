@@ -14,7 +14,11 @@ const AH: u8 = super::operand::HIGH_BYTES;
 /// Reads the one operand of these, from a register or from memory.
 #[inline(always)]
 fn source<T: Scalar, const MEMORY: bool>(cpu: &mut Cpu, op: &Operation) -> Exec<T> {
-    if MEMORY { cpu.read_operand(op) } else { Ok(cpu.register(op.first)) }
+    if MEMORY {
+        cpu.read_operand(op)
+    } else {
+        Ok(cpu.register(op.first))
+    }
 }
 
 /// The upper half of a double-width accumulator.
@@ -51,7 +55,10 @@ pub(crate) fn imul<T: Scalar, const MEMORY: bool>(cpu: &mut Cpu, op: &Operation)
     let b = source::<T, MEMORY>(cpu, op)?;
     let product = i128::from(a.to_i64()) * i128::from(b.to_i64());
     set_accumulator::<T>(cpu, product as u64, (product >> T::BITS) as u64);
-    set_product_flags(cpu, i128::from(T::from_u64(product as u64).to_i64()) != product);
+    set_product_flags(
+        cpu,
+        i128::from(T::from_u64(product as u64).to_i64()) != product,
+    );
     cpu.advance(op);
     Ok(())
 }
@@ -66,7 +73,11 @@ pub(crate) fn signed_product<T: Scalar>(cpu: &mut Cpu, a: T, b: T) -> T {
 
 /// IMUL r, r/m.
 pub(crate) fn imul_two<T: Scalar, const MEMORY: bool>(cpu: &mut Cpu, op: &Operation) -> Exec {
-    let b = if MEMORY { cpu.read_operand(op)? } else { cpu.register::<T>(op.second) };
+    let b = if MEMORY {
+        cpu.read_operand(op)?
+    } else {
+        cpu.register::<T>(op.second)
+    };
     let a = cpu.register(op.first);
     let result = signed_product(cpu, a, b);
     cpu.set_register(op.first, result);
@@ -76,7 +87,11 @@ pub(crate) fn imul_two<T: Scalar, const MEMORY: bool>(cpu: &mut Cpu, op: &Operat
 
 /// IMUL r, r/m, imm.
 pub(crate) fn imul_three<T: Scalar, const MEMORY: bool>(cpu: &mut Cpu, op: &Operation) -> Exec {
-    let a = if MEMORY { cpu.read_operand(op)? } else { cpu.register::<T>(op.second) };
+    let a = if MEMORY {
+        cpu.read_operand(op)?
+    } else {
+        cpu.register::<T>(op.second)
+    };
     let result = signed_product(cpu, a, T::from_u64(op.immediate));
     cpu.set_register(op.first, result);
     cpu.advance(op);
@@ -89,7 +104,9 @@ pub(crate) fn div<T: Scalar, const MEMORY: bool>(cpu: &mut Cpu, op: &Operation) 
     let high: T = upper(cpu);
     let low: T = cpu.register(RAX);
     let dividend = u128::from(high.to_u64()) << T::BITS | u128::from(low.to_u64());
-    let quotient = dividend.checked_div(divisor).ok_or(Exception::DivideError)?;
+    let quotient = dividend
+        .checked_div(divisor)
+        .ok_or(Exception::DivideError)?;
     if quotient > u128::from(T::MASK) {
         return Err(Exception::DivideError.into());
     }
@@ -104,7 +121,9 @@ pub(crate) fn idiv<T: Scalar, const MEMORY: bool>(cpu: &mut Cpu, op: &Operation)
     let high: T = upper(cpu);
     let low: T = cpu.register(RAX);
     let dividend = i128::from(high.to_i64()) << T::BITS | i128::from(low.to_u64());
-    let quotient = dividend.checked_div(divisor).ok_or(Exception::DivideError)?;
+    let quotient = dividend
+        .checked_div(divisor)
+        .ok_or(Exception::DivideError)?;
     if i128::from(T::from_u64(quotient as u64).to_i64()) != quotient {
         return Err(Exception::DivideError.into());
     }

@@ -29,7 +29,11 @@ impl Cpu {
             return;
         }
         let register = &mut self.gpr[usize::from(number)];
-        *register = if T::SIZE >= 4 { value } else { *register & !T::MASK | value };
+        *register = if T::SIZE >= 4 {
+            value
+        } else {
+            *register & !T::MASK | value
+        };
     }
 
     /// Moves RIP behind the operation.
@@ -47,7 +51,9 @@ impl Cpu {
             self.gpr[usize::from(operation.base)]
         };
         let index = self.gpr[usize::from(operation.index)] << operation.scale;
-        let offset = base.wrapping_add(index).wrapping_add(operation.displacement);
+        let offset = base
+            .wrapping_add(index)
+            .wrapping_add(operation.displacement);
         offset << operation.address_shift >> operation.address_shift
     }
 
@@ -85,7 +91,11 @@ impl Cpu {
         let kind = register.kind();
         let code = kind & 8 != 0;
         if self.protected() {
-            let forbidden = if write { code || kind & 2 == 0 } else { code && kind & 2 == 0 };
+            let forbidden = if write {
+                code || kind & 2 == 0
+            } else {
+                code && kind & 2 == 0
+            };
             if forbidden {
                 return Err(fault.into());
             }
@@ -107,7 +117,11 @@ impl Cpu {
 
     #[inline(always)]
     pub(crate) fn operand_access(operation: &Operation) -> Access {
-        if operation.segment == SegmentRegister::Ss as u8 { Access::Stack } else { Access::Data }
+        if operation.segment == SegmentRegister::Ss as u8 {
+            Access::Stack
+        } else {
+            Access::Data
+        }
     }
 
     /// Reads the memory operand.
@@ -172,9 +186,10 @@ impl Cpu {
         access: Access,
     ) -> crate::trap::Trap {
         match trap {
-            crate::trap::Trap::Exception(Exception::PageFault { .. }) => {
-                self.check_writable(address, size, access).err().unwrap_or(trap)
-            }
+            crate::trap::Trap::Exception(Exception::PageFault { .. }) => self
+                .check_writable(address, size, access)
+                .err()
+                .unwrap_or(trap),
             other => other,
         }
     }
@@ -243,7 +258,11 @@ impl Cpu {
         } else {
             CodeSize::Bits16
         };
-        self.cpl = if self.cr0 & cr0::PE == 0 { 0 } else { (cs.selector & 3) as u8 };
+        self.cpl = if self.cr0 & cr0::PE == 0 {
+            0
+        } else {
+            (cs.selector & 3) as u8
+        };
         for (base, segment) in self.bases.iter_mut().zip(&self.segments) {
             *base = segment.base;
         }

@@ -29,7 +29,10 @@ impl Shift for Shl {
         let carry = wide >> T::BITS & 1 != 0;
         let result = T::from_u64(wide as u64);
         let top = bit(result.to_u64(), T::BITS - 1);
-        (result, ArithmeticFlags::from_result(result.to_u64(), T::BITS, carry, top != carry))
+        (
+            result,
+            ArithmeticFlags::from_result(result.to_u64(), T::BITS, carry, top != carry),
+        )
     }
 }
 
@@ -45,8 +48,15 @@ impl Shift for Shr {
         let result = wide.checked_shr(count).unwrap_or(0);
         let overflow = bit(result, T::BITS - 1) != bit(result, T::BITS - 2);
         // For a count of 1 this is the old sign; for others it is undefined.
-        let overflow = if count == 1 { bit(wide, T::BITS - 1) } else { overflow };
-        (T::from_u64(result), ArithmeticFlags::from_result(result, T::BITS, carry, overflow))
+        let overflow = if count == 1 {
+            bit(wide, T::BITS - 1)
+        } else {
+            overflow
+        };
+        (
+            T::from_u64(result),
+            ArithmeticFlags::from_result(result, T::BITS, carry, overflow),
+        )
     }
 }
 
@@ -60,7 +70,10 @@ impl Shift for Sar {
         let wide = value.to_i64();
         let carry = wide >> (count - 1).min(63) & 1 != 0;
         let result = (wide >> count.min(63)) as u64;
-        (T::from_u64(result), ArithmeticFlags::from_result(result, T::BITS, carry, false))
+        (
+            T::from_u64(result),
+            ArithmeticFlags::from_result(result, T::BITS, carry, false),
+        )
     }
 }
 
@@ -73,7 +86,11 @@ impl Shift for Rol {
         }
         let wide = value.to_u64();
         let by = count % T::BITS;
-        let result = if by == 0 { wide } else { wide << by | wide >> (T::BITS - by) };
+        let result = if by == 0 {
+            wide
+        } else {
+            wide << by | wide >> (T::BITS - by)
+        };
         let result = T::from_u64(result);
         let carry = bit(result.to_u64(), 0);
         let overflow = bit(result.to_u64(), T::BITS - 1) != carry;
@@ -90,7 +107,11 @@ impl Shift for Ror {
         }
         let wide = value.to_u64();
         let by = count % T::BITS;
-        let result = if by == 0 { wide } else { wide >> by | wide << (T::BITS - by) };
+        let result = if by == 0 {
+            wide
+        } else {
+            wide >> by | wide << (T::BITS - by)
+        };
         let result = T::from_u64(result);
         let carry = bit(result.to_u64(), T::BITS - 1);
         let overflow = carry != bit(result.to_u64(), T::BITS - 2);
@@ -194,17 +215,30 @@ fn double<T: Scalar, const LEFT: bool>(
     // undefined; a third word, the value again, is what processors shift in.
     let third = if bits == 16 { a } else { 0 };
     let (result, carry) = if LEFT {
-        let (wide, words) =
-            if bits == 16 { (a << 32 | b << 16 | third, 3) } else { (a << bits | b, 2) };
+        let (wide, words) = if bits == 16 {
+            (a << 32 | b << 16 | third, 3)
+        } else {
+            (a << bits | b, 2)
+        };
         let shifted_out = words * bits - count;
-        ((wide << count >> ((words - 1) * bits)) as u64, wide >> shifted_out & 1 != 0)
+        (
+            (wide << count >> ((words - 1) * bits)) as u64,
+            wide >> shifted_out & 1 != 0,
+        )
     } else {
-        let wide = if bits == 16 { third << 32 | b << 16 | a } else { b << bits | a };
+        let wide = if bits == 16 {
+            third << 32 | b << 16 | a
+        } else {
+            b << bits | a
+        };
         ((wide >> count) as u64, wide >> (count - 1) & 1 != 0)
     };
     let result = T::from_u64(result);
     let overflow = bit(result.to_u64(), bits - 1) != bit(value.to_u64(), bits - 1);
-    (result, ArithmeticFlags::from_result(result.to_u64(), bits, carry, overflow))
+    (
+        result,
+        ArithmeticFlags::from_result(result.to_u64(), bits, carry, overflow),
+    )
 }
 
 fn double_register<T: Scalar, const LEFT: bool, const CL: bool>(

@@ -112,7 +112,11 @@ pub(crate) fn push_all(cpu: &mut Cpu, op: &Operation) -> Exec {
     let mut stack = cpu.stack();
     let rsp = cpu.gpr[RSP];
     for register in 0..8 {
-        let value = if register == RSP { rsp } else { cpu.gpr[register] };
+        let value = if register == RSP {
+            rsp
+        } else {
+            cpu.gpr[register]
+        };
         stack.push(cpu, value, op.width)?;
     }
     stack.commit(cpu);

@@ -125,7 +125,9 @@ impl Cpu {
         if !usable {
             return 0;
         }
-        count_register(self, op).saturating_mul(size).min(MOST_BYTES)
+        count_register(self, op)
+            .saturating_mul(size)
+            .min(MOST_BYTES)
     }
 }
 
@@ -162,7 +164,9 @@ fn move_within_pages<T: Scalar>(cpu: &mut Cpu, op: &Operation, budget: u64) -> E
     }
     let length = bytes as usize;
     let access = Cpu::operand_access(op);
-    let Some(source) = cpu.host_range(from, length, access, Want::Read)? else { return Ok(0) };
+    let Some(source) = cpu.host_range(from, length, access, Want::Read)? else {
+        return Ok(0);
+    };
     let Some(target) = cpu.host_range(to, length, Access::Data, Want::Write)? else {
         return Ok(0);
     };
@@ -201,12 +205,7 @@ pub(crate) fn stos<T: Scalar>(cpu: &mut Cpu, op: &Operation) -> Exec {
     })
 }
 
-fn store_within_page<T: Scalar>(
-    cpu: &mut Cpu,
-    op: &Operation,
-    value: T,
-    budget: u64,
-) -> Exec<u64> {
+fn store_within_page<T: Scalar>(cpu: &mut Cpu, op: &Operation, value: T, budget: u64) -> Exec<u64> {
     let size = T::SIZE as u64;
     let to = cpu.destination(op, T::SIZE, true)?;
     let room = (PAGE - to % PAGE).min(budget);
@@ -240,7 +239,11 @@ pub(crate) fn lods<T: Scalar>(cpu: &mut Cpu, op: &Operation) -> Exec {
 /// Whether REPE or REPNE goes on after a comparison.
 fn goes_on(cpu: &Cpu, op: &Operation) -> Next {
     let wanted = op.prefixes & prefix::REPNE == 0;
-    if cpu.arithmetic.zero() == wanted { Next::GoOn } else { Next::Stop }
+    if cpu.arithmetic.zero() == wanted {
+        Next::GoOn
+    } else {
+        Next::Stop
+    }
 }
 
 pub(crate) fn cmps<T: Scalar>(cpu: &mut Cpu, op: &Operation) -> Exec {
@@ -288,7 +291,10 @@ pub(crate) fn ins<T: Scalar>(cpu: &mut Cpu, op: &Operation) -> Exec {
         let to = cpu.destination(op, T::SIZE, true)?;
         // Before the device is read, for that may change it.
         cpu.check_writable(to, T::SIZE, Access::Data)?;
-        let value = cpu.outside(VcpuExit::PortRead { port, size: port_size::<T>() })?;
+        let value = cpu.outside(VcpuExit::PortRead {
+            port,
+            size: port_size::<T>(),
+        })?;
         cpu.watch_port(port, T::SIZE);
         cpu.write_linear(to, T::from_u64(value), Access::Data)?;
         let by = cpu.direction(T::SIZE);
@@ -302,8 +308,14 @@ pub(crate) fn outs<T: Scalar>(cpu: &mut Cpu, op: &Operation) -> Exec {
     cpu.check_port_access(port, T::SIZE as u8)?;
     cpu.repeat(op, |cpu| {
         let from = cpu.source(op, T::SIZE)?;
-        let value = cpu.read_linear::<T>(from, Cpu::operand_access(op))?.to_u64() as u32;
-        cpu.outside(VcpuExit::PortWrite { port, size: port_size::<T>(), value })?;
+        let value = cpu
+            .read_linear::<T>(from, Cpu::operand_access(op))?
+            .to_u64() as u32;
+        cpu.outside(VcpuExit::PortWrite {
+            port,
+            size: port_size::<T>(),
+            value,
+        })?;
         cpu.watch_port(port, T::SIZE);
         let by = cpu.direction(T::SIZE);
         cpu.step(gpr::RSI, op, by);

@@ -39,8 +39,10 @@ pub(crate) fn undefined(_: &mut Cpu, _: &Operation) -> Exec {
 
 /// An instruction this processor does not have; `immediate` is its mnemonic.
 pub(crate) fn missing(cpu: &mut Cpu, op: &Operation) -> Exec {
-    let name = iced_x86::Mnemonic::try_from(op.immediate as usize)
-        .map_or_else(|_| "unknown".into(), |mnemonic| format!("{mnemonic:?}").to_lowercase());
+    let name = iced_x86::Mnemonic::try_from(op.immediate as usize).map_or_else(
+        |_| "unknown".into(),
+        |mnemonic| format!("{mnemonic:?}").to_lowercase(),
+    );
     crate::counters::count(&mut cpu.counters.undefined, name);
     Err(UD)
 }
@@ -253,7 +255,11 @@ pub(crate) fn store_table<const INTERRUPT: bool>(cpu: &mut Cpu, op: &Operation) 
 
 /// The 16-bit operand of LLDT, LTR, LMSW, VERR, VERW.
 fn selector_operand<const MEMORY: bool>(cpu: &mut Cpu, op: &Operation) -> Exec<u16> {
-    if MEMORY { cpu.read_operand(op) } else { Ok(cpu.register(op.first)) }
+    if MEMORY {
+        cpu.read_operand(op)
+    } else {
+        Ok(cpu.register(op.first))
+    }
 }
 
 pub(crate) fn load_ldt<const MEMORY: bool>(cpu: &mut Cpu, op: &Operation) -> Exec {
@@ -292,7 +298,11 @@ pub(crate) fn store_system_word<const MEMORY: bool>(cpu: &mut Cpu, op: &Operatio
         0 | 1 => {
             require_protected(cpu)?;
             cpu.check_umip()?;
-            u64::from(if op.second == 0 { cpu.ldtr.selector } else { cpu.tr.selector })
+            u64::from(if op.second == 0 {
+                cpu.ldtr.selector
+            } else {
+                cpu.tr.selector
+            })
         }
         _ => {
             cpu.check_umip()?;
@@ -340,9 +350,16 @@ pub(crate) fn describe_segment<const LIMIT: bool, const MEMORY: bool>(
     cpu: &mut Cpu,
     op: &Operation,
 ) -> Exec {
-    let selector: u16 =
-        if MEMORY { cpu.read_operand(op)? } else { cpu.register(op.second) };
-    let answer = if LIMIT { cpu.segment_limit(selector)? } else { cpu.access_rights(selector)? };
+    let selector: u16 = if MEMORY {
+        cpu.read_operand(op)?
+    } else {
+        cpu.register(op.second)
+    };
+    let answer = if LIMIT {
+        cpu.segment_limit(selector)?
+    } else {
+        cpu.access_rights(selector)?
+    };
     if let Some(value) = answer {
         match op.width {
             2 => cpu.set_register(op.first, value as u16),
@@ -496,13 +513,20 @@ pub(crate) fn sysexit(cpu: &mut Cpu, op: &Operation) -> Exec {
 
 /// IN and OUT: `PORT_IN_DX`, else the port is the immediate.
 fn port<const IN_DX: bool>(cpu: &Cpu, op: &Operation) -> u16 {
-    if IN_DX { cpu.register(RDX) } else { op.immediate as u16 & 0xff }
+    if IN_DX {
+        cpu.register(RDX)
+    } else {
+        op.immediate as u16 & 0xff
+    }
 }
 
 pub(crate) fn input<T: Scalar, const IN_DX: bool>(cpu: &mut Cpu, op: &Operation) -> Exec {
     let port = port::<IN_DX>(cpu, op);
     cpu.check_port_access(port, T::SIZE as u8)?;
-    let value = cpu.outside(VcpuExit::PortRead { port, size: port_size::<T>() })?;
+    let value = cpu.outside(VcpuExit::PortRead {
+        port,
+        size: port_size::<T>(),
+    })?;
     cpu.watch_port(port, T::SIZE);
     cpu.set_register(RAX, T::from_u64(value));
     cpu.advance(op);
@@ -513,7 +537,11 @@ pub(crate) fn output<T: Scalar, const IN_DX: bool>(cpu: &mut Cpu, op: &Operation
     let port = port::<IN_DX>(cpu, op);
     cpu.check_port_access(port, T::SIZE as u8)?;
     let value = cpu.register::<T>(RAX).to_u64() as u32;
-    cpu.outside(VcpuExit::PortWrite { port, size: port_size::<T>(), value })?;
+    cpu.outside(VcpuExit::PortWrite {
+        port,
+        size: port_size::<T>(),
+        value,
+    })?;
     cpu.watch_port(port, T::SIZE);
     cpu.advance(op);
     Ok(())
@@ -522,11 +550,10 @@ pub(crate) fn output<T: Scalar, const IN_DX: bool>(cpu: &mut Cpu, op: &Operation
 /// CMPXCHG8B.
 pub(crate) fn cmpxchg8b(cpu: &mut Cpu, op: &Operation) -> Exec {
     let expected = edx_eax(cpu);
-    let new = u64::from(cpu.register::<u32>(gpr::RBX as u8))
-        | u64::from(cpu.register::<u32>(RCX)) << 32;
-    let found = cpu.change_operand::<u64>(op, |_, found| {
-        if found == expected { new } else { found }
-    })?;
+    let new =
+        u64::from(cpu.register::<u32>(gpr::RBX as u8)) | u64::from(cpu.register::<u32>(RCX)) << 32;
+    let found =
+        cpu.change_operand::<u64>(op, |_, found| if found == expected { new } else { found })?;
     if found != expected {
         set_edx_eax(cpu, found);
     }

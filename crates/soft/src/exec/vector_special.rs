@@ -6,7 +6,7 @@
 //! only the elements whose mask bit is set; a masked store checks all of them
 //! before it writes the first.
 
-use iced_x86::{Code, Instruction, MemorySize, Mnemonic, Register};
+use iced_x86::{Instruction, MemorySize, Mnemonic, Register};
 
 use crate::cpu::{Cpu, gpr};
 use crate::exec::vector::unit;

@@ -88,13 +88,21 @@ impl Cpu {
         let mode = self.paging_mode();
         let no_execute = self.efer & efer::NXE != 0;
         let mut steps = [Step::default(); 4];
-        let mut table = if mode.pae { self.cr3 & 0xffff_ffe0 } else { self.cr3 & ADDRESS };
+        let mut table = if mode.pae {
+            self.cr3 & 0xffff_ffe0
+        } else {
+            self.cr3 & ADDRESS
+        };
         let (mut writable, mut allows_user, mut executable) = (true, true, true);
         let mut depth = 0;
         let (leaf, page_bits) = loop {
             let level = mode.levels - 1 - depth;
             let shift = 12 + level * mode.index_bits;
-            let width = if mode.pae && level == 2 { 2 } else { mode.index_bits };
+            let width = if mode.pae && level == 2 {
+                2
+            } else {
+                mode.index_bits
+            };
             let index = linear >> shift & ((1 << width) - 1);
             let address = table + index * mode.entry_bytes;
             let value = self.read_entry(address, mode.entry_bytes);
@@ -117,7 +125,11 @@ impl Cpu {
             if level == 0 || large {
                 break (value, shift);
             }
-            table = if mode.entry_bytes == 4 { value & 0xffff_f000 } else { value & ADDRESS };
+            table = if mode.entry_bytes == 4 {
+                value & 0xffff_f000
+            } else {
+                value & ADDRESS
+            };
         };
 
         let write_protect = self.cr0 & cr0::WP != 0;
@@ -167,11 +179,26 @@ impl Cpu {
 
     fn paging_mode(&self) -> Mode {
         if self.long_mode {
-            Mode { levels: 4, index_bits: 9, entry_bytes: 8, pae: false }
+            Mode {
+                levels: 4,
+                index_bits: 9,
+                entry_bytes: 8,
+                pae: false,
+            }
         } else if self.cr4 & cr4::PAE != 0 {
-            Mode { levels: 3, index_bits: 9, entry_bytes: 8, pae: true }
+            Mode {
+                levels: 3,
+                index_bits: 9,
+                entry_bytes: 8,
+                pae: true,
+            }
         } else {
-            Mode { levels: 2, index_bits: 10, entry_bytes: 4, pae: false }
+            Mode {
+                levels: 2,
+                index_bits: 10,
+                entry_bytes: 4,
+                pae: false,
+            }
         }
     }
 
@@ -214,8 +241,8 @@ impl Cpu {
     }
 
     fn fault_code(&self, code: u32, want: Want, user: bool) -> u32 {
-        let fetch_shows = self.efer & efer::NXE != 0 && self.cr4 & cr4::PAE != 0
-            || self.cr4 & cr4::SMEP != 0;
+        let fetch_shows =
+            self.efer & efer::NXE != 0 && self.cr4 & cr4::PAE != 0 || self.cr4 & cr4::SMEP != 0;
         code | match want {
             Want::Write => fault::WRITE,
             Want::Execute if fetch_shows => fault::FETCH,
@@ -236,7 +263,9 @@ impl Cpu {
 
     /// Replaces an entry unless it changed since it was read.
     fn replace_entry(&mut self, step: &Step, new: u64, bytes: u64) -> bool {
-        let Some(place) = self.mmu.ram(step.address) else { return false };
+        let Some(place) = self.mmu.ram(step.address) else {
+            return false;
+        };
         // SAFETY: as in `read_entry`.
         let replaced = unsafe {
             if bytes == 4 {

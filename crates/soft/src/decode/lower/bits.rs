@@ -20,7 +20,12 @@ pub(super) fn handler(
     let third_is_memory = place(instruction, 2) == Place::Memory;
     let test = |change| {
         let immediate = place(instruction, 1) == Place::Immediate;
-        bits::bit_test(change, place(instruction, 0) == Place::Memory, immediate, bytes)
+        bits::bit_test(
+            change,
+            place(instruction, 0) == Place::Memory,
+            immediate,
+            bytes,
+        )
     };
     Some(match instruction.mnemonic() {
         Bt => test(BitChange::Test),
@@ -28,9 +33,7 @@ pub(super) fn handler(
         Btr => test(BitChange::Reset),
         Btc => test(BitChange::Complement),
         // Without the feature the prefix that makes them is ignored.
-        Tzcnt if feature::has_bmi1(cpuid) => {
-            bits::scan::<bits::CountZeros<false>>(memory, bytes)
-        }
+        Tzcnt if feature::has_bmi1(cpuid) => bits::scan::<bits::CountZeros<false>>(memory, bytes),
         Lzcnt if feature::has_lzcnt(cpuid) => bits::scan::<bits::CountZeros<true>>(memory, bytes),
         Bsf | Tzcnt => bits::scan::<bits::BitScan<false>>(memory, bytes),
         Bsr | Lzcnt => bits::scan::<bits::BitScan<true>>(memory, bytes),

@@ -11,7 +11,10 @@ use crate::operation::{Handler, Operation, prefix};
 pub(super) fn handler(instruction: &Instruction, operation: &mut Operation) -> Option<Handler> {
     use Mnemonic::*;
     if instruction.is_jcc_short_or_near() {
-        return Some(flow::conditional_jump(condition(instruction), branch_width(instruction)));
+        return Some(flow::conditional_jump(
+            condition(instruction),
+            branch_width(instruction),
+        ));
     }
     Some(match instruction.mnemonic() {
         Jmp => jump(instruction, operation),
@@ -84,7 +87,9 @@ fn far_width(instruction: &Instruction) -> Option<u8> {
     match instruction.op0_kind() {
         OpKind::FarBranch16 => Some(2),
         OpKind::FarBranch32 => Some(4),
-        OpKind::Memory if instruction.is_jmp_far_indirect() || instruction.is_call_far_indirect() => {
+        OpKind::Memory
+            if instruction.is_jmp_far_indirect() || instruction.is_call_far_indirect() =>
+        {
             Some(width(instruction, 0).saturating_sub(2))
         }
         _ => None,
@@ -95,7 +100,11 @@ fn jump(instruction: &Instruction, operation: &mut Operation) -> Handler {
     let place = place(instruction, 0);
     if let Some(width) = far_width(instruction) {
         operation.width = width;
-        return if place == Place::Memory { flow::jump_far_memory } else { flow::jump_far };
+        return if place == Place::Memory {
+            flow::jump_far_memory
+        } else {
+            flow::jump_far
+        };
     }
     let bytes = branch_width(instruction);
     match place {
@@ -109,7 +118,11 @@ fn call(instruction: &Instruction, operation: &mut Operation) -> Handler {
     let place = place(instruction, 0);
     if let Some(width) = far_width(instruction) {
         operation.width = width;
-        return if place == Place::Memory { flow::call_far_memory } else { flow::call_far };
+        return if place == Place::Memory {
+            flow::call_far_memory
+        } else {
+            flow::call_far
+        };
     }
     let bytes = branch_width(instruction);
     match place {

@@ -156,10 +156,8 @@ fn data(instruction: &Instruction, operation: &mut Operation) -> Option<Handler>
         | Cmovp | Cmovnp | Cmovl | Cmovge | Cmovle | Cmovg => {
             moves::conditional_move(condition(instruction), bytes, from_memory)
         }
-        Seto | Setno | Setb | Setae | Sete | Setne | Setbe | Seta | Sets | Setns | Setp
-        | Setnp | Setl | Setge | Setle | Setg => {
-            moves::conditional_set(condition(instruction), memory)
-        }
+        Seto | Setno | Setb | Setae | Sete | Setne | Setbe | Seta | Sets | Setns | Setp | Setnp
+        | Setl | Setge | Setle | Setg => moves::conditional_set(condition(instruction), memory),
         _ => return None,
     })
 }
@@ -196,8 +194,8 @@ fn on_stack(instruction: &Instruction, operation: &mut Operation) -> Option<Hand
         Pushf | Pushfd | Pushfq => by_word!(bytes, stack::push_flags),
         Popf | Popfd | Popfq => by_word!(bytes, stack::pop_flags),
         Enter => {
-            operation.immediate =
-                u64::from(instruction.immediate16()) | u64::from(instruction.immediate8_2nd()) << 16;
+            operation.immediate = u64::from(instruction.immediate16())
+                | u64::from(instruction.immediate8_2nd()) << 16;
             match instruction.code() {
                 Code::Enterw_imm16_imm8 => stack::enter::<u16>,
                 Code::Enterd_imm16_imm8 => stack::enter::<u32>,
@@ -242,7 +240,12 @@ fn strings(instruction: &Instruction, operation: &mut Operation) -> Option<Handl
         Outsb | Outsw | Outsd => by_bytes!(bytes, string::outs),
         _ => return None,
     };
-    if repeats && !matches!(instruction.mnemonic(), Cmpsb | Cmpsw | Cmpsd | Cmpsq | Scasb | Scasw | Scasd | Scasq) {
+    if repeats
+        && !matches!(
+            instruction.mnemonic(),
+            Cmpsb | Cmpsw | Cmpsd | Cmpsq | Scasb | Scasw | Scasd | Scasq
+        )
+    {
         // F2 repeats these as F3 does.
         operation.prefixes = operation.prefixes & !prefix::REPNE | prefix::REP;
     }

@@ -131,12 +131,20 @@ fn control(instruction: &Instruction, operation: &mut Operation) -> Option<Handl
         }
         Sysret | Sysretq => {
             operation.prefixes |= prefix::NEW_TRAP_FLAG;
-            operation.width = if instruction.code() == Code::Sysretq { 8 } else { 4 };
+            operation.width = if instruction.code() == Code::Sysretq {
+                8
+            } else {
+                4
+            };
             system::sysret
         }
         Sysenter => system::sysenter,
         Sysexit | Sysexitq => {
-            operation.width = if instruction.code() == Code::Sysexitq { 8 } else { 4 };
+            operation.width = if instruction.code() == Code::Sysexitq {
+                8
+            } else {
+                4
+            };
             system::sysexit
         }
         Cmpxchg8b => system::cmpxchg8b,
@@ -160,8 +168,9 @@ fn nothing(instruction: &Instruction) -> Option<Handler> {
     use Mnemonic::*;
     Some(match instruction.mnemonic() {
         Reservednop if has_no_register_form(instruction) => return None,
-        Nop | Reservednop | Prefetchit0 | Prefetchit1 | Endbr32 | Endbr64 | Prefetch | Prefetchw | Prefetchwt1 | Prefetcht0
-        | Prefetcht1 | Prefetcht2 | Prefetchnta | Cldemote => system::nothing,
+        Nop | Reservednop | Prefetchit0 | Prefetchit1 | Endbr32 | Endbr64 | Prefetch
+        | Prefetchw | Prefetchwt1 | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchnta
+        | Cldemote => system::nothing,
         // Shadow stacks are never on: these then do nothing.
         Rdsspd | Rdsspq => system::nothing,
         Pause => system::pause,
