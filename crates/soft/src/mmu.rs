@@ -327,7 +327,7 @@ impl Cpu {
         if let Some(place) = self.mmu.ram(physical) {
             place.pages.note_write(place.page);
         }
-        self.operations_left = 0;
+        self.leave_block = true;
     }
 
     #[cold]
