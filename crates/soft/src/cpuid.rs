@@ -68,6 +68,8 @@ const AMD_EDX_REPEATED: u32 = 0x0183_f3ff;
 /// Leaf 8000_0021H, EAX: LFENCE serializes, null selectors clear the base,
 /// automatic IBRS, SRSO_NO.
 const AMD_EXTENDED_2: u32 = 1 << 2 | 1 << 6 | 1 << 8 | 1 << 29;
+/// Leaf 8000_0021H, ECX: not subject to transient scheduler attacks.
+const AMD_TSA_NO: u32 = 1 << 1 | 1 << 2;
 /// Leaf 8000_0008H, EBX: SSB_NO.
 const SSB_NO: u32 = 1 << 26;
 
@@ -159,7 +161,8 @@ fn high(table: &mut CpuidTable, amd: bool) {
     table.set(0x8000_0008, None, CpuidResult { eax: addresses, ebx, ecx: 0, edx: 0 });
     if amd {
         let eax = AMD_EXTENDED_2;
-        table.set(0x8000_0021, None, CpuidResult { eax, ..Default::default() });
+        let ecx = AMD_TSA_NO;
+        table.set(0x8000_0021, None, CpuidResult { eax, ecx, ..Default::default() });
     }
 }
 

@@ -66,6 +66,8 @@ const MTRR_CAPABILITIES: u64 = 0x508;
 /// The numbers of the fixed-range MTRRs.
 const MTRR_FIXED: [u32; 11] =
     [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
+/// The TSC counts at the frequency of the fastest state, whatever the state.
+const HWCR_TSC_FREQUENCY_P0: u64 = 1 << 24;
 /// LFENCE serializes.
 const DE_CFG_LFENCE: u64 = 1 << 1;
 /// Not affected by RDCL, MDS, TAA and the rest; enhanced IBRS.
@@ -134,6 +136,7 @@ impl Cpu {
                 return self.apic.read_x2apic(number - msr::X2APIC, host_tsc());
             }
             msr::AMD_DE_CFG if self.is_amd() => DE_CFG_LFENCE,
+            msr::AMD_HWCR if self.is_amd() => HWCR_TSC_FREQUENCY_P0,
             msr::MICROCODE => u64::MAX >> 32 << 32,
             msr::PLATFORM_ID
             | msr::MCG_CAP
@@ -141,7 +144,6 @@ impl Cpu {
             | msr::DEBUG_CTL
             | msr::FEATURE_CONTROL => 0,
             msr::AMD_SYSCFG
-            | msr::AMD_HWCR
             | msr::AMD_INT_PENDING
             | msr::AMD_LS_CFG
             | msr::AMD_DC_CFG

@@ -23,7 +23,7 @@ use super::device::{
 use super::queue::{QueueState, Virtqueue};
 use super::worker::Worker;
 use crate::state::StateError;
-use backend::{Disk, DiskInfo};
+use backend::{BlockDevice, BlockInfo};
 use handler::{Agreed, BlkCounters, BlkHandler};
 use request::{ID_SIZE, Limits, MAX_RANGES, SECTOR_SIZE};
 
@@ -78,7 +78,7 @@ impl Default for BlkSpec {
 
 impl BlkSpec {
     /// Makes the device over `disk`.
-    pub fn build(&self, disk: Arc<dyn Disk>) -> Result<Blk, DeviceError> {
+    pub fn build(&self, disk: Arc<dyn BlockDevice>) -> Result<Blk, DeviceError> {
         let invalid = |reason: String| DeviceError::InvalidSpec {
             device: NAME,
             reason,
@@ -111,7 +111,7 @@ impl BlkSpec {
     }
 }
 
-fn check(info: &DiskInfo) -> Result<(), String> {
+fn check(info: &BlockInfo) -> Result<(), String> {
     let sizes = [info.logical_block_size, info.physical_block_size];
     if sizes
         .iter()
@@ -131,8 +131,8 @@ fn check(info: &DiskInfo) -> Result<(), String> {
 
 /// The block device.
 pub struct Blk {
-    disk: Arc<dyn Disk>,
-    info: DiskInfo,
+    disk: Arc<dyn BlockDevice>,
+    info: BlockInfo,
     id: [u8; ID_SIZE],
     features: u64,
     workers: Vec<Option<Worker<BlkHandler>>>,

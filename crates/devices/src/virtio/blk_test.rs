@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use super::super::device::{F_EVENT_IDX, F_INDIRECT_DESC};
 use super::super::event::EventFd;
 use super::super::testing::{Completion, DriverQueue, TestDriver};
-use super::backend::{DiskCompletion, DiskOperation, DiskQueue, RawBuffer};
+use super::backend::{BlockCompletion, BlockOperation, BlockQueue, RawBuffer};
 use super::*;
 
 const SIZE: u64 = 8 << 20;
@@ -20,7 +20,7 @@ const SIZE: u64 = 8 << 20;
 /// A raw file, each queue served by a thread that may take its time.
 struct FileDisk {
     file: Arc<File>,
-    info: DiskInfo,
+    info: BlockInfo,
     delay: Duration,
     fail: bool,
     log: Arc<Mutex<Vec<String>>>,
@@ -32,7 +32,7 @@ impl FileDisk {
         file.set_len(SIZE).unwrap();
         Self {
             file: Arc::new(file),
-            info: DiskInfo {
+            info: BlockInfo {
                 capacity: SIZE,
                 logical_block_size: 512,
                 physical_block_size: 4096,
@@ -56,16 +56,16 @@ enum Owned {
 struct FileQueue {
     batch: Vec<(u64, Owned)>,
     work: Sender<Vec<(u64, Owned)>>,
-    done: Arc<(Mutex<Vec<DiskCompletion>>, EventFd)>,
+    done: Arc<(Mutex<Vec<BlockCompletion>>, EventFd)>,
     log: Arc<Mutex<Vec<String>>>,
 }
 
-impl Disk for FileDisk {
-    fn info(&self) -> DiskInfo {
+impl BlockDevice for FileDisk {
+    fn info(&self) -> BlockInfo {
         self.info
     }
 
-    fn queue(&self, _depth: u16) -> io::Result<Box<dyn DiskQueue>> {
+    fn queue(&self, _depth: u16) -> io::Result<Box<dyn BlockQueue>> {
         let (work, batches) = channel::<Vec<(u64, Owned)>>();
         let done = Arc::new((Mutex::new(Vec::new()), EventFd::new()?));
         let (file, delay, fail) = (self.file.clone(), self.delay, self.fail);
@@ -83,7 +83,7 @@ impl Disk for FileDisk {
                         .0
                         .lock()
                         .unwrap()
-                        .push(DiskCompletion { token, result });
+                        .push(BlockCompletion { token, result });
                     results.1.signal();
                 }
             }
@@ -119,18 +119,18 @@ fn perform(file: &File, operation: Owned) -> io::Result<()> {
     }
 }
 
-impl DiskQueue for FileQueue {
-    unsafe fn submit(&mut self, token: u64, operation: DiskOperation<'_>) {
+impl BlockQueue for FileQueue {
+    unsafe fn submit(&mut self, token: u64, operation: BlockOperation<'_>) {
         let (text, owned) = match operation {
-            DiskOperation::Read { offset, buffers } => {
+            BlockOperation::Read { offset, buffers } => {
                 ("read", Owned::Transfer(false, offset, buffers.to_vec()))
             }
-            DiskOperation::Write { offset, buffers } => {
+            BlockOperation::Write { offset, buffers } => {
                 ("write", Owned::Transfer(true, offset, buffers.to_vec()))
             }
-            DiskOperation::Flush => ("flush", Owned::Flush),
-            DiskOperation::Discard { offset, length } => ("discard", Owned::Zero(offset, length)),
-            DiskOperation::WriteZeroes {
+            BlockOperation::Flush => ("flush", Owned::Flush),
+            BlockOperation::Discard { offset, length } => ("discard", Owned::Zero(offset, length)),
+            BlockOperation::WriteZeroes {
                 offset,
                 length,
                 may_unmap,
@@ -150,7 +150,7 @@ impl DiskQueue for FileQueue {
             .map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 
-    fn complete(&mut self, completions: &mut Vec<DiskCompletion>) {
+    fn complete(&mut self, completions: &mut Vec<BlockCompletion>) {
         self.done.1.take();
         completions.append(&mut self.done.0.lock().unwrap());
     }
@@ -466,7 +466,7 @@ fn more_requests_than_descriptors_wait() {
 
 #[test]
 fn wrong_specs_and_disks_are_refused() {
-    let build = |spec: &BlkSpec, info: fn(&mut DiskInfo)| {
+    let build = |spec: &BlkSpec, info: fn(&mut BlockInfo)| {
         let mut disk = FileDisk::new();
         info(&mut disk.info);
         spec.build(Arc::new(disk)).map(drop)

@@ -16,7 +16,7 @@ use favo_types::{ByteCount, GuestAddress};
 
 use super::balloon::BalloonSpec;
 use super::blk::BlkSpec;
-use super::blk::backend::{Disk, DiskCompletion, DiskInfo, DiskOperation, DiskQueue};
+use super::blk::backend::{BlockCompletion, BlockDevice, BlockInfo, BlockOperation, BlockQueue};
 use super::console::backend::{FdPort, PortBackend};
 use super::console::{ConsoleSpec, PortSpec};
 use super::device::{
@@ -379,9 +379,9 @@ struct ZeroQueue {
     event: EventFd,
 }
 
-impl Disk for ZeroDisk {
-    fn info(&self) -> DiskInfo {
-        DiskInfo {
+impl BlockDevice for ZeroDisk {
+    fn info(&self) -> BlockInfo {
+        BlockInfo {
             capacity: 1 << 20,
             logical_block_size: 512,
             physical_block_size: 512,
@@ -391,7 +391,7 @@ impl Disk for ZeroDisk {
         }
     }
 
-    fn queue(&self, _depth: u16) -> io::Result<Box<dyn DiskQueue>> {
+    fn queue(&self, _depth: u16) -> io::Result<Box<dyn BlockQueue>> {
         Ok(Box::new(ZeroQueue {
             done: Vec::new(),
             event: EventFd::new()?,
@@ -399,9 +399,9 @@ impl Disk for ZeroDisk {
     }
 }
 
-impl DiskQueue for ZeroQueue {
-    unsafe fn submit(&mut self, token: u64, operation: DiskOperation<'_>) {
-        if let DiskOperation::Read { buffers, .. } = operation {
+impl BlockQueue for ZeroQueue {
+    unsafe fn submit(&mut self, token: u64, operation: BlockOperation<'_>) {
+        if let BlockOperation::Read { buffers, .. } = operation {
             for buffer in buffers {
                 // SAFETY: the caller vouches for the buffers.
                 unsafe { buffer.pointer.write_bytes(0, buffer.length) };
@@ -415,9 +415,9 @@ impl DiskQueue for ZeroQueue {
         Ok(())
     }
 
-    fn complete(&mut self, completions: &mut Vec<DiskCompletion>) {
+    fn complete(&mut self, completions: &mut Vec<BlockCompletion>) {
         self.event.take();
-        completions.extend(self.done.drain(..).map(|token| DiskCompletion {
+        completions.extend(self.done.drain(..).map(|token| BlockCompletion {
             token,
             result: Ok(()),
         }));

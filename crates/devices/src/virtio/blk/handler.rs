@@ -14,7 +14,7 @@ use super::super::queue::{
     Chain, QueueCounters, Segment, Virtqueue, slice_segments, write_segments,
 };
 use super::super::worker::{Context, Handler, Interest, Readiness};
-use super::backend::{DiskCompletion, DiskOperation, DiskQueue, RawBuffer};
+use super::backend::{BlockCompletion, BlockOperation, BlockQueue, RawBuffer};
 use super::request::{HEADER_SIZE, ID_SIZE, Limits, Range, Refusal, Request, Status};
 
 const DISK: u64 = 0;
@@ -64,14 +64,14 @@ struct InFlight {
 pub struct BlkHandler {
     index: u16,
     memory: GuestMemory,
-    disk: Box<dyn DiskQueue>,
+    disk: Box<dyn BlockQueue>,
     limits: Limits,
     id: [u8; ID_SIZE],
     write_through: bool,
     counters: Arc<BlkCounters>,
     slots: Vec<Option<InFlight>>,
     free: Vec<usize>,
-    completions: Vec<DiskCompletion>,
+    completions: Vec<BlockCompletion>,
     buffers: Vec<RawBuffer>,
     uncommitted: bool,
 }
@@ -81,7 +81,7 @@ impl BlkHandler {
     /// descriptors.
     pub fn new(
         queue: &Virtqueue,
-        disk: Box<dyn DiskQueue>,
+        disk: Box<dyn BlockQueue>,
         agreed: Agreed,
         counters: Arc<BlkCounters>,
     ) -> Self {
@@ -178,7 +178,7 @@ impl BlkHandler {
             }
             Request::Flush => {
                 self.counters.flushes.fetch_add(1, Ordering::Relaxed);
-                self.submit(slot, DiskOperation::Flush);
+                self.submit(slot, BlockOperation::Flush);
             }
             Request::GetId => {
                 let room = entry.chain.writable_bytes() - 1;
@@ -193,14 +193,14 @@ impl BlkHandler {
                 entry.then_flush = self.write_through;
                 for range in ranges {
                     let Range { offset, length, .. } = range;
-                    self.submit(slot, DiskOperation::Discard { offset, length });
+                    self.submit(slot, BlockOperation::Discard { offset, length });
                 }
             }
             Request::WriteZeroes(ranges) => {
                 entry.pending = ranges.len() as u32;
                 entry.then_flush = self.write_through;
                 for range in ranges {
-                    let operation = DiskOperation::WriteZeroes {
+                    let operation = BlockOperation::WriteZeroes {
                         offset: range.offset,
                         length: range.length,
                         may_unmap: range.may_unmap,
@@ -226,13 +226,13 @@ impl BlkHandler {
         );
         let (offset, buffers_ref) = (range.offset, &buffers[..]);
         let (operation, count) = if write {
-            let operation = DiskOperation::Write {
+            let operation = BlockOperation::Write {
                 offset,
                 buffers: buffers_ref,
             };
             (operation, &self.counters.written_bytes)
         } else {
-            let operation = DiskOperation::Read {
+            let operation = BlockOperation::Read {
                 offset,
                 buffers: buffers_ref,
             };
@@ -243,7 +243,7 @@ impl BlkHandler {
         self.buffers = buffers;
     }
 
-    fn submit(&mut self, slot: usize, operation: DiskOperation<'_>) {
+    fn submit(&mut self, slot: usize, operation: BlockOperation<'_>) {
         self.uncommitted = true;
         // SAFETY: the buffers lie in guest RAM, which `self.memory` keeps
         // mapped, and `drop` waits for every request before that goes.
@@ -270,7 +270,7 @@ impl BlkHandler {
         self.commit();
     }
 
-    fn complete(&mut self, completion: DiskCompletion, queue: &mut Virtqueue) {
+    fn complete(&mut self, completion: BlockCompletion, queue: &mut Virtqueue) {
         let slot = completion.token as usize;
         let Some(entry) = self.slots.get_mut(slot).and_then(Option::as_mut) else {
             tracing::error!(slot, "the disk completed a request it was not given");
@@ -286,7 +286,7 @@ impl BlkHandler {
         }
         if !entry.failed && std::mem::take(&mut entry.then_flush) {
             entry.pending = 1;
-            self.submit(slot, DiskOperation::Flush);
+            self.submit(slot, BlockOperation::Flush);
             return;
         }
         let Some(entry) = self.slots[slot].take() else {

@@ -1,0 +1,207 @@
+//! The devices of a machine, each where `favo_devices::platform` says.
+
+use std::sync::Arc;
+
+use favo_accel::state::VcpuState;
+use favo_accel::{EventCounter, GuestMemory, Partition};
+use favo_devices::acpi::{self, AcpiTables};
+use favo_devices::bus::{Bus, BusDevice};
+use favo_devices::interrupt::{InterruptLine, MsiSender, PartitionMsiSender, Unconnected};
+use favo_devices::ioapic::IoApic;
+use favo_devices::pci::PciRoot;
+use favo_devices::platform::{self as layout, MemoryMap};
+use favo_devices::power::{KeyboardReset, Power, ResetControl};
+use favo_devices::pvpanic::Pvpanic;
+use favo_devices::rtc::Rtc;
+use favo_devices::serial::SerialPort;
+use favo_devices::virtio::VirtioDevice;
+use favo_devices::virtio::balloon::BalloonSpec;
+use favo_devices::virtio::blk::BlkSpec;
+use favo_devices::virtio::console::backend::FdPort;
+use favo_devices::virtio::console::ConsoleSpec;
+use favo_devices::virtio::pci::VirtioPci;
+use favo_devices::virtio::rng::RngSpec;
+use favo_devices::virtio::vsock::{VsockHandle, VsockSpec};
+
+use super::{DirectBoot, Ending, MachineError, MachineSpec, host};
+use crate::linux_boot::{Boot, MapEntry, RangeKind};
+use crate::processors::Buses;
+
+/// More queues than this gain nothing on one disk.
+const MOST_DISK_QUEUES: u32 = 8;
+
+/// A machine's buses and devices.
+pub struct Platform {
+    pub buses: Buses,
+    pub serial: Arc<SerialPort>,
+    pub power: Arc<Power>,
+    pub vsock: Option<VsockHandle>,
+    virtio: Vec<(String, Arc<VirtioPci>)>,
+    /// Keeps the functions; the memory bus only knows where they are.
+    _pci: Arc<PciRoot>,
+}
+
+impl Platform {
+    /// Makes every device and puts it in its place.
+    pub fn build(
+        spec: &MachineSpec,
+        map: &MemoryMap,
+        memory: &GuestMemory,
+        partition: &Arc<dyn Partition>,
+        ending: Arc<Ending>,
+    ) -> Result<Self, MachineError> {
+        let ports = Arc::new(Bus::ports());
+        let mmio = Arc::new(Bus::mmio());
+        let sender = Arc::new(PartitionMsiSender::new(partition.clone()));
+        let ioapic = IoApic::new(sender.clone());
+        let pin = |pin: u8| -> Arc<dyn InterruptLine> {
+            ioapic.pin(pin).unwrap_or_else(|| Arc::new(Unconnected))
+        };
+
+        let serial = Arc::new(SerialPort::new(pin(layout::SERIAL_PIN)));
+        let power = Arc::new(Power::new(ending.clone(), pin(layout::POWER_PIN)));
+        let port = |name: &str, at: u16, length: u64, device: Arc<dyn BusDevice>| {
+            ports.insert(name, at.into(), length, device)
+        };
+        port("serial", layout::SERIAL_PORT, SerialPort::PORTS, serial.clone())?;
+        port("rtc", layout::RTC_PORT, 2, Arc::new(Rtc::new()))?;
+        port("power", layout::POWER_PORT, Power::PORTS, power.clone())?;
+        let reset = Arc::new(ResetControl::new(ending.clone()));
+        port("reset", layout::RESET_CONTROL_PORT, 1, reset)?;
+        let keyboard = Arc::new(KeyboardReset::new(ending.clone()));
+        port("keyboard", layout::KEYBOARD_COMMAND_PORT, 1, keyboard)?;
+        port("pvpanic", layout::PVPANIC_PORT, 1, Arc::new(Pvpanic::new(ending)))?;
+
+        let (start, size) = layout::IOAPIC;
+        mmio.insert("I/O APIC", start.0, size.bytes(), ioapic.clone())?;
+        let pci = PciRoot::new(&mmio, map.pci_windows());
+        let (start, size) = layout::ECAM;
+        mmio.insert("ECAM", start.0, size.bytes(), pci.clone())?;
+
+        let mut platform = Self {
+            buses: Buses {
+                ports,
+                mmio,
+                end_of_interrupt: Arc::new(move |vector| ioapic.end_of_interrupt(vector)),
+            },
+            serial,
+            power,
+            vsock: None,
+            virtio: Vec::new(),
+            _pci: pci.clone(),
+        };
+        let mut attach = |name: String, device: Box<dyn VirtioDevice>| -> Result<(), MachineError> {
+            let sender: Arc<dyn MsiSender> = sender.clone();
+            let device = VirtioPci::new(name.clone(), device, memory.clone(), sender)?;
+            pci.attach(None, device.clone())?;
+            platform.virtio.push((name, device));
+            Ok(())
+        };
+        for (index, disk) in spec.disks.iter().enumerate() {
+            let queues = spec.cpus.min(MOST_DISK_QUEUES) as u16;
+            let serial = disk.serial.clone();
+            let device = BlkSpec { queues, serial }.build(disk.disk.clone())?;
+            attach(format!("disk{index}"), Box::new(device))?;
+        }
+        if spec.rng {
+            attach("rng".into(), Box::new(RngSpec::default().build()?))?;
+        }
+        if spec.balloon {
+            attach("balloon".into(), Box::new(balloon().build()?))?;
+        }
+        if let Some(console) = &spec.console {
+            let clone = |fd: &Option<std::os::fd::OwnedFd>| {
+                fd.as_ref().map(std::os::fd::OwnedFd::try_clone).transpose()
+            };
+            let port = clone(&console.input)
+                .and_then(|input| FdPort::new(input, clone(&console.output)?))
+                .map_err(host("connecting the console"))?;
+            attach(
+                "console".into(),
+                Box::new(ConsoleSpec::plain().build(vec![Box::new(port)])?),
+            )?;
+        }
+        let mut vsock = None;
+        if let Some(cid) = spec.vsock_cid {
+            let device = VsockSpec::new(cid).build()?;
+            vsock = Some(device.handle());
+            attach("vsock".into(), Box::new(device))?;
+        }
+        platform.vsock = vsock;
+        Ok(platform)
+    }
+
+    /// What the devices counted.
+    pub fn counters(&self) -> Vec<(String, EventCounter)> {
+        self.virtio
+            .iter()
+            .flat_map(|(name, device)| {
+                let counters = device.counters().into_iter();
+                counters.map(move |counter| (name.clone(), counter))
+            })
+            .collect()
+    }
+}
+
+/// Free memory goes back to the host by itself.
+fn balloon() -> BalloonSpec {
+    BalloonSpec {
+        free_page_reporting: true,
+        deflate_on_oom: true,
+        ..BalloonSpec::default()
+    }
+}
+
+/// Puts the ACPI tables and what is booted into memory, and the boot
+/// processor at its entry.
+pub fn place(
+    boot: &DirectBoot,
+    map: &MemoryMap,
+    memory: &GuestMemory,
+    vcpus: u32,
+    state: &mut VcpuState,
+) -> Result<(), MachineError> {
+    let pci = map.pci_windows();
+    let tables = AcpiTables::new(&acpi::Platform { vcpus, pci })?;
+    memory.write(tables.address, &tables.bytes)?;
+    Boot {
+        kernel: &boot.kernel,
+        initrd: &boot.initrd,
+        command_line: &boot.command_line,
+        memory_map: &memory_map(map),
+        acpi_rsdp: Some(tables.rsdp),
+    }
+    .place(memory, state)?;
+    Ok(())
+}
+
+/// The kernel's memory map: RAM without what is reserved in it, and the
+/// reserved ranges, ascending.
+fn memory_map(map: &MemoryMap) -> Vec<MapEntry> {
+    let mut reserved: Vec<_> = layout::RESERVED
+        .iter()
+        .map(|(start, size)| start.0..start.0 + size.bytes())
+        .collect();
+    reserved.sort_by_key(|range| range.start);
+    let mut entries: Vec<MapEntry> = Vec::new();
+    for (start, size) in &map.ram {
+        let end = start.0 + size.bytes();
+        let mut at = start.0;
+        for taken in reserved.iter().filter(|taken| taken.end > start.0) {
+            if at < taken.start.min(end) {
+                entries.push((at..taken.start.min(end), RangeKind::Ram));
+            }
+            at = at.max(taken.end.min(end));
+        }
+        if at < end {
+            entries.push((at..end, RangeKind::Ram));
+        }
+    }
+    entries.extend(reserved.into_iter().map(|range| (range, RangeKind::Reserved)));
+    entries.sort_by_key(|(range, _)| range.start);
+    entries
+}
+
+#[cfg(test)]
+#[path = "platform_test.rs"]
+mod test;
