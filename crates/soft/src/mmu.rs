@@ -231,10 +231,6 @@ impl Mmu {
         }
     }
 
-    pub(crate) fn memory(&self) -> &GuestMemory {
-        &self.memory
-    }
-
     /// Where a guest-physical address lies, if it is RAM.
     pub(crate) fn ram(&self, physical: u64) -> Option<RamPlace<'_>> {
         self.memory.regions().iter().find_map(|region| {
