@@ -22,10 +22,10 @@ use crate::operation::Operation;
 /// at about 40 bytes each this is 40 MiB.
 const MOST_OPERATIONS: usize = 1 << 20;
 
-/// Entries of the table by linear address: 64 pages' worth of 64 each, so that
-/// forgetting a page touches 64 entries.
-const PAGES: usize = 64;
-const PER_PAGE: usize = 64;
+/// Entries of the table by linear address.
+const NEAR: usize = 1 << 14;
+/// Counters for forgetting single pages; several pages share one.
+const PAGES: usize = 256;
 
 /// A page of code and the version of it that was decoded.
 #[derive(Clone, Copy, Debug)]
@@ -66,11 +66,7 @@ impl Block {
     /// Its pages are as they were when it was decoded.
     #[inline(always)]
     pub(crate) fn is_current(&self) -> bool {
-        self.page.is_current()
-            && self
-                .second
-                .as_ref()
-                .is_none_or(|(_, page)| page.is_current())
+        self.page.is_current() && self.second.as_ref().is_none_or(|(_, page)| page.is_current())
     }
 }
 
@@ -78,6 +74,8 @@ impl Block {
 struct NearEntry {
     linear: u64,
     stamp: u64,
+    /// What the page's counter was.
+    page: u32,
     block: Option<Rc<Block>>,
 }
 
@@ -86,6 +84,8 @@ pub(crate) struct BlockCache {
     blocks: HashMap<u64, Rc<Block>, BuildHasherDefault<AddressHasher>>,
     operations: usize,
     near: Box<[NearEntry]>,
+    /// Counts how often a page was forgotten.
+    pages: Box<[u32; PAGES]>,
     global_stamp: u64,
     local_stamp: u64,
     next_stamp: u64,
@@ -100,15 +100,12 @@ unsafe impl Send for BlockCache {}
 
 impl Default for BlockCache {
     fn default() -> Self {
-        let empty = NearEntry {
-            linear: 0,
-            stamp: 0,
-            block: None,
-        };
+        let empty = NearEntry { linear: 0, stamp: 0, page: 0, block: None };
         Self {
             blocks: HashMap::default(),
             operations: 0,
-            near: vec![empty; PAGES * PER_PAGE].into(),
+            near: vec![empty; NEAR].into(),
+            pages: Box::new([0; PAGES]),
             global_stamp: 1,
             local_stamp: 2,
             next_stamp: 3,
@@ -119,55 +116,48 @@ impl Default for BlockCache {
 
 #[inline(always)]
 fn near_index(linear: u64, mode: u64) -> usize {
-    let page = (linear >> 12) as usize % PAGES;
-    let within = (linear ^ linear >> 6 ^ mode << 4) as usize % PER_PAGE;
-    page * PER_PAGE + within
+    (linear ^ linear >> 14 ^ linear >> 28 ^ mode << 11) as usize % NEAR
+}
+
+#[inline(always)]
+fn page_index(linear: u64) -> usize {
+    (linear >> 12 ^ linear >> 20) as usize % PAGES
 }
 
 impl BlockCache {
     /// The block at a linear address, if it is near and valid. `mode` is
     /// whatever else it depends on: code width and privilege.
+    /// The pointer holds until the next `insert` or `remember`.
     #[inline(always)]
-    pub(crate) fn near(&self, linear: u64, mode: u64) -> Option<Rc<Block>> {
+    pub(crate) fn near(&self, linear: u64, mode: u64) -> Option<*const Block> {
         let entry = &self.near[near_index(linear, mode)];
         let key = linear.wrapping_add(mode << 56);
         if entry.linear == key
+            && entry.page == self.pages[page_index(linear)]
             && (entry.stamp == self.local_stamp || entry.stamp == self.global_stamp)
             && let Some(block) = &entry.block
             && block.is_current()
         {
-            return Some(block.clone());
+            return Some(Rc::as_ptr(block));
         }
         None
     }
 
     /// Remembers a block by its linear address.
-    pub(crate) fn remember(
-        &mut self,
-        linear: u64,
-        mode: u64,
-        page: &Translation,
-        block: &Rc<Block>,
-    ) {
-        let stamp = if page.global {
-            self.global_stamp
-        } else {
-            self.local_stamp
-        };
+    pub(crate) fn remember(&mut self, linear: u64, mode: u64, page: &Translation, block: &Rc<Block>) {
+        let stamp = if page.global { self.global_stamp } else { self.local_stamp };
         self.large.note(linear, page.page_bits);
         self.near[near_index(linear, mode)] = NearEntry {
             linear: linear.wrapping_add(mode << 56),
             stamp,
+            page: self.pages[page_index(linear)],
             block: Some(block.clone()),
         };
     }
 
     /// The block at a guest-physical address, if it is there and valid.
     pub(crate) fn find(&self, physical: u64, size: CodeSize) -> Option<Rc<Block>> {
-        self.blocks
-            .get(&key(physical, size))
-            .filter(|block| block.is_current())
-            .cloned()
+        self.blocks.get(&key(physical, size)).filter(|block| block.is_current()).cloned()
     }
 
     /// Keeps a block.
@@ -206,9 +196,12 @@ impl BlockCache {
         if self.large.may_contain(linear) {
             return self.forget_all_addresses();
         }
-        let start = (linear >> 12) as usize % PAGES * PER_PAGE;
-        for entry in &mut self.near[start..start + PER_PAGE] {
-            entry.stamp = 0;
+        // An entry that stays untouched while its counter goes once round
+        // would come back to life.
+        let counter = &mut self.pages[page_index(linear)];
+        *counter = counter.wrapping_add(1);
+        if *counter == 0 {
+            self.forget_all_addresses();
         }
     }
 
@@ -239,8 +232,6 @@ impl Hasher for AddressHasher {
     }
 
     fn write_u64(&mut self, value: u64) {
-        self.0 = (self.0 ^ value)
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-            .rotate_left(26);
+        self.0 = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
     }
 }

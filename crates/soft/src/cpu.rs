@@ -180,9 +180,9 @@ pub struct Cpu {
     /// General registers, by encoding; the last one is always zero, for
     /// addresses without base or index.
     pub gpr: [u64; 17],
-    /// Operations left in the running block. A store into cached code sets it
-    /// to zero, so that the next instruction is looked up anew.
-    pub(crate) operations_left: u32,
+    /// Set by a store into cached code, so that the next instruction is looked
+    /// up anew.
+    pub(crate) leave_block: bool,
     /// The instruction being executed; each operation moves it at its end.
     pub rip: u64,
     /// CF, PF, AF, ZF, SF, OF, computed when somebody asks.
@@ -262,7 +262,7 @@ impl Cpu {
         let reset = favo_accel::state::VcpuState::power_on(id, 0);
         Self {
             gpr: [0; 17],
-            operations_left: 0,
+            leave_block: false,
             rip: 0,
             arithmetic: ArithmeticFlags::default(),
             system_flags: 0,

@@ -25,7 +25,7 @@ use crate::cache::Block;
 use crate::clock::host_tsc;
 use crate::cpu::{CodeSize, Cpu, rflags};
 use crate::decode;
-use crate::operation::prefix;
+use crate::operation::{Operation, prefix};
 use crate::segment::is_canonical;
 use crate::trap::{Exception, Exec, GP0, Trap};
 
@@ -66,29 +66,20 @@ impl Cpu {
     #[inline(always)]
     fn run_block(&mut self) -> Exec {
         let block = self.next_block()?;
-        let count = block.operations.len() as u32;
-        self.operations_left = count;
-        let mut operation = block.operations.as_ptr();
+        // SAFETY: blocks go away only when another is decoded, which happens
+        // between blocks and never under a handler.
+        let operations: &[Operation] = unsafe { &(*block).operations };
+        self.leave_block = false;
+        let mut executed = 0;
         let mut outcome = Ok(());
-        while self.operations_left != 0 {
-            self.operations_left -= 1;
-            // SAFETY: the counter starts at the number of operations and only
-            // ever shrinks, so the pointer stays inside the slice; `block`
-            // keeps the slice alive.
-            let current = unsafe { &*operation };
-            // SAFETY: as above; one past the end is allowed.
-            operation = unsafe { operation.add(1) };
-            outcome = (current.handler)(self, current);
-            if outcome.is_err() {
+        for operation in operations {
+            executed += 1;
+            outcome = (operation.handler)(self, operation);
+            if outcome.is_err() || self.leave_block {
                 break;
             }
         }
-        // SAFETY: both point into the same slice.
-        let executed = unsafe { operation.offset_from(block.operations.as_ptr()) } as u64;
-        let completed = !matches!(
-            outcome,
-            Err(Trap::Exception(_) | Trap::Exit | Trap::TripleFault)
-        );
+        let completed = !matches!(outcome, Err(Trap::Exception(_) | Trap::Exit | Trap::TripleFault));
         self.counters.instructions += executed - u64::from(!completed);
         outcome
     }
@@ -108,8 +99,8 @@ impl Cpu {
             self.breakpoint_hits = 0;
         }
         let block = self.next_block()?;
-        let operation = block.operations[0];
-        self.operations_left = 0;
+        // SAFETY: as in `run_block`; blocks are never empty.
+        let operation = unsafe { (&(*block).operations)[0] };
         let outcome = (operation.handler)(self, &operation);
         match outcome {
             Ok(()) | Err(Trap::EndBlock | Trap::Halt) => {}
@@ -145,16 +136,12 @@ impl Cpu {
         if trap_flag {
             hits |= DR6_SINGLE_STEP;
         }
-        if hits != 0 {
-            Err(Exception::Debug(hits).into())
-        } else {
-            outcome
-        }
+        if hits != 0 { Err(Exception::Debug(hits).into()) } else { outcome }
     }
 
     /// The block at RIP.
     #[inline(always)]
-    fn next_block(&mut self) -> Exec<Rc<Block>> {
+    fn next_block(&mut self) -> Exec<*const Block> {
         let linear = self.rip.wrapping_add(self.bases[1]);
         let mode = self.code_size as u64 | if self.cpl == 3 { 4 } else { 0 };
         match self.cache.near(linear, mode) {
@@ -164,7 +151,7 @@ impl Cpu {
     }
 
     #[inline(never)]
-    fn find_block(&mut self, linear: u64, mode: u64) -> Exec<Rc<Block>> {
+    fn find_block(&mut self, linear: u64, mode: u64) -> Exec<*const Block> {
         let (linear, most) = match self.code_size {
             CodeSize::Bits64 if !is_canonical(self.rip) => return Err(GP0),
             CodeSize::Bits64 => (linear, u64::MAX),
@@ -180,14 +167,14 @@ impl Cpu {
                 _ if u64::from(block.length) > most => {}
                 None => {
                     self.cache.remember(linear, mode, &first, &block);
-                    return Ok(block);
+                    return Ok(Rc::as_ptr(&block));
                 }
                 // An instruction across two pages is not remembered by its
                 // linear address: both translations are checked every time.
                 Some((physical, _)) => {
                     let next = (linear & !0xfff).wrapping_add(0x1000);
                     if self.translate_code(next)?.physical == *physical {
-                        return Ok(block);
+                        return Ok(Rc::as_ptr(&block));
                     }
                 }
             }
@@ -199,7 +186,7 @@ impl Cpu {
         if remember {
             self.cache.remember(linear, mode, &first, &block);
         }
-        Ok(block)
+        Ok(Rc::as_ptr(&block))
     }
 }
 
