@@ -8,6 +8,7 @@
 mod doctor;
 mod exit;
 mod image;
+mod mailbox;
 mod output;
 mod progress;
 mod run;
@@ -20,7 +21,12 @@ use clap::{Parser, Subcommand};
 /// Virtual machines on any x86-64 Linux machine, with hardware virtualization
 /// or without.
 #[derive(Parser)]
-#[command(name = "favo", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(
+    name = "favo",
+    version,
+    max_term_width = 100,
+    arg_required_else_help = true
+)]
 struct Cli {
     /// Say more on standard error; twice for debugging.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
@@ -61,11 +67,17 @@ struct Failure {
 
 impl Failure {
     fn new(message: impl ToString) -> Self {
-        Self { message: message.to_string(), status: exit::FAILED }
+        Self {
+            message: message.to_string(),
+            status: exit::FAILED,
+        }
     }
 
     fn with_status(message: impl ToString, status: u8) -> Self {
-        Self { message: message.to_string(), status }
+        Self {
+            message: message.to_string(),
+            status,
+        }
     }
 }
 

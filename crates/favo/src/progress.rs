@@ -24,11 +24,17 @@ impl TerminalProgress {
             signal_hook::flag::register_conditional_default(signal, cancelled.clone())?;
             signal_hook::flag::register(signal, cancelled.clone())?;
         }
-        Ok(Self { bar: Mutex::new(ProgressBar::hidden()), cancelled })
+        Ok(Self {
+            bar: Mutex::new(ProgressBar::hidden()),
+            cancelled,
+        })
     }
 
     fn bar(&self) -> ProgressBar {
-        self.bar.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.bar
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Ends the last stage.
@@ -40,7 +46,10 @@ impl TerminalProgress {
 impl Progress for TerminalProgress {
     fn stage(&self, name: &str, total: Option<ByteCount>) {
         let (template, length) = match total {
-            Some(total) => ("{spinner} {msg} {wide_bar} {bytes}/{total_bytes}", Some(total.bytes())),
+            Some(total) => (
+                "{spinner} {msg} {wide_bar} {bytes}/{total_bytes}",
+                Some(total.bytes()),
+            ),
             None => ("{spinner} {msg} {elapsed:.dim}", None),
         };
         let style =

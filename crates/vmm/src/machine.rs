@@ -9,20 +9,20 @@ mod platform;
 
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use favo_accel::{
     AccelError, Accelerator, GuestMemory, MemoryBacking, MemoryError, Partition, PartitionConfig,
     VcpuId,
 };
+use favo_block::BlockDevice;
 use favo_devices::acpi::AcpiError;
 use favo_devices::bus::BusError;
 use favo_devices::pci::PciError;
 use favo_devices::platform::{MemoryMap, PlatformError};
 use favo_devices::power::{EventSink, MachineEvent, Power};
 use favo_devices::virtio::DeviceError;
-use favo_block::BlockDevice;
 use favo_devices::virtio::event::EventFd;
 use favo_devices::virtio::vsock::VsockHandle;
 use favo_types::ByteCount;

@@ -119,10 +119,7 @@ fn every_end_is_told_from_the_others() {
         (vec![out(0xcf9, 6), FOREVER.to_vec()], Outcome::Reset),
         (vec![out(0x64, 0xfe), FOREVER.to_vec()], Outcome::Reset),
         (vec![out(0x505, 1), FOREVER.to_vec()], Outcome::Panicked),
-        (
-            vec![TRIPLE_FAULT.to_vec()],
-            Outcome::TripleFault(VcpuId(0)),
-        ),
+        (vec![TRIPLE_FAULT.to_vec()], Outcome::TripleFault(VcpuId(0))),
     ] {
         let code: Vec<&[u8]> = code.iter().map(Vec::as_slice).collect();
         for (engine, outcome, _) in outcome_of(&code) {
@@ -160,7 +157,9 @@ fn impossible_machines_are_refused() {
         let mut spec = spec(kernel(&[&FOREVER]));
         change(&mut spec);
         let (io, _) = tail();
-        start(spec, accelerator.as_ref(), io).unwrap_err().to_string()
+        start(spec, accelerator.as_ref(), io)
+            .unwrap_err()
+            .to_string()
     };
     let host = host_memory();
     assert!(
@@ -170,8 +169,6 @@ fn impossible_machines_are_refused() {
     assert!(refused(&|spec| spec.memory = ByteCount(4097)).contains("too little"));
     assert!(refused(&|spec| spec.cpus = 0).contains("processors"));
     assert!(refused(&|spec| spec.cpus = 100_000).contains("processors"));
-    assert!(
-        refused(&|spec| spec.boot.initrd = vec![0; 32 << 20]).contains("does not fit"),
-    );
+    assert!(refused(&|spec| spec.boot.initrd = vec![0; 32 << 20]).contains("does not fit"),);
     assert!(refused(&|spec| spec.boot.command_line = "x".repeat(5000)).contains("command line"));
 }

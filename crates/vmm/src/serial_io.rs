@@ -201,7 +201,10 @@ fn push(port: &SerialPort, mut bytes: &[u8], ended: &EventFd) -> bool {
         bytes = &bytes[taken..];
         if taken == 0 {
             port.wait_input_room(Duration::from_millis(200));
-            let ended = wait_for(&[(ended.as_fd(), PollFlags::IN)], Some(&Timespec::default()));
+            let ended = wait_for(
+                &[(ended.as_fd(), PollFlags::IN)],
+                Some(&Timespec::default()),
+            );
             if !matches!(ended.as_deref(), Ok([false])) {
                 return false;
             }

@@ -17,8 +17,8 @@ use favo_devices::serial::SerialPort;
 use favo_devices::virtio::VirtioDevice;
 use favo_devices::virtio::balloon::BalloonSpec;
 use favo_devices::virtio::blk::BlkSpec;
-use favo_devices::virtio::console::backend::FdPort;
 use favo_devices::virtio::console::ConsoleSpec;
+use favo_devices::virtio::console::backend::FdPort;
 use favo_devices::virtio::pci::VirtioPci;
 use favo_devices::virtio::rng::RngSpec;
 use favo_devices::virtio::vsock::{VsockHandle, VsockSpec};
@@ -63,14 +63,24 @@ impl Platform {
         let port = |name: &str, at: u16, length: u64, device: Arc<dyn BusDevice>| {
             ports.insert(name, at.into(), length, device)
         };
-        port("serial", layout::SERIAL_PORT, SerialPort::PORTS, serial.clone())?;
+        port(
+            "serial",
+            layout::SERIAL_PORT,
+            SerialPort::PORTS,
+            serial.clone(),
+        )?;
         port("rtc", layout::RTC_PORT, 2, Arc::new(Rtc::new()))?;
         port("power", layout::POWER_PORT, Power::PORTS, power.clone())?;
         let reset = Arc::new(ResetControl::new(ending.clone()));
         port("reset", layout::RESET_CONTROL_PORT, 1, reset)?;
         let keyboard = Arc::new(KeyboardReset::new(ending.clone()));
         port("keyboard", layout::KEYBOARD_COMMAND_PORT, 1, keyboard)?;
-        port("pvpanic", layout::PVPANIC_PORT, 1, Arc::new(Pvpanic::new(ending)))?;
+        port(
+            "pvpanic",
+            layout::PVPANIC_PORT,
+            1,
+            Arc::new(Pvpanic::new(ending)),
+        )?;
 
         let (start, size) = layout::IOAPIC;
         mmio.insert("I/O APIC", start.0, size.bytes(), ioapic.clone())?;
@@ -90,13 +100,14 @@ impl Platform {
             virtio: Vec::new(),
             _pci: pci.clone(),
         };
-        let mut attach = |name: String, device: Box<dyn VirtioDevice>| -> Result<(), MachineError> {
-            let sender: Arc<dyn MsiSender> = sender.clone();
-            let device = VirtioPci::new(name.clone(), device, memory.clone(), sender)?;
-            pci.attach(None, device.clone())?;
-            platform.virtio.push((name, device));
-            Ok(())
-        };
+        let mut attach =
+            |name: String, device: Box<dyn VirtioDevice>| -> Result<(), MachineError> {
+                let sender: Arc<dyn MsiSender> = sender.clone();
+                let device = VirtioPci::new(name.clone(), device, memory.clone(), sender)?;
+                pci.attach(None, device.clone())?;
+                platform.virtio.push((name, device));
+                Ok(())
+            };
         for (index, disk) in spec.disks.iter().enumerate() {
             let queues = spec.cpus.min(MOST_DISK_QUEUES) as u16;
             let serial = disk.serial.clone();
@@ -197,7 +208,11 @@ fn memory_map(map: &MemoryMap) -> Vec<MapEntry> {
             entries.push((at..end, RangeKind::Ram));
         }
     }
-    entries.extend(reserved.into_iter().map(|range| (range, RangeKind::Reserved)));
+    entries.extend(
+        reserved
+            .into_iter()
+            .map(|range| (range, RangeKind::Reserved)),
+    );
     entries.sort_by_key(|(range, _)| range.start);
     entries
 }
