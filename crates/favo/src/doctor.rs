@@ -1,121 +1,151 @@
-//! `favo doctor`: what this host can do, and what favo would use.
+//! `favo doctor`: what this host can do.
 
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use favo_types::ByteCount;
 use favo_vmm::engine::{self, EngineSurvey};
+use favo_vmm::machine::host_memory;
 use serde::Serialize;
 
 use crate::Failure;
-use crate::output::{Format, FormatArgs, print_json, print_line};
+use crate::output::{self, Format, FormatArgs};
 
-/// Arguments of `favo doctor`.
+/// The programs image builds run, and the Debian packages they are in.
+const TOOLS: [(&str, &str); 4] = [
+    ("mmdebstrap", "mmdebstrap"),
+    ("mke2fs", "e2fsprogs"),
+    ("apt-get", "apt"),
+    ("dpkg-deb", "dpkg"),
+];
+
+/// Says what this host can do, and which engine favo would use.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     format: FormatArgs,
 }
 
-/// What was found.
 #[derive(Serialize)]
 struct Report {
-    processors: usize,
-    memory_bytes: ByteCount,
     #[serde(flatten)]
     engines: EngineSurvey,
+    cpu: String,
+    cpus: usize,
+    memory: ByteCount,
+    kvm_device: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
     state_directory: Option<PathBuf>,
     tools: Vec<Tool>,
 }
 
-/// A program that image builds use.
 #[derive(Serialize)]
 struct Tool {
     name: &'static str,
     package: &'static str,
-    present: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<PathBuf>,
 }
 
-/// Programs image builds use, with the Debian packages that hold them.
-const TOOLS: [(&str, &str); 3] = [
-    ("mmdebstrap", "mmdebstrap"),
-    ("mke2fs", "e2fsprogs"),
-    ("apt-get", "apt"),
-];
-
-/// Runs `favo doctor`.
+/// Runs the subcommand. Succeeds if there is an engine.
 pub fn run(args: Args) -> Result<ExitCode, Failure> {
     let report = Report {
-        processors: std::thread::available_parallelism().map_or(1, usize::from),
-        memory_bytes: favo_vmm::machine::host_memory(),
         engines: engine::survey(),
+        cpu: cpu_model(),
+        cpus: std::thread::available_parallelism().map_or(1, usize::from),
+        memory: host_memory(),
+        kvm_device: kvm_device(),
         state_directory: favo_image::state_directory().ok(),
-        tools: TOOLS.map(|(name, package)| tool(name, package)).into(),
+        tools: TOOLS
+            .into_iter()
+            .map(|(name, package)| Tool {
+                name,
+                package,
+                path: find_program(name),
+            })
+            .collect(),
     };
-    let usable = report.engines.engine.is_some();
     match args.format.output {
-        Format::Json => print_json(&report)?,
-        Format::Table => print_report(&report),
+        Format::Json => output::print_json(&report)?,
+        Format::Table => print(&report),
     }
-    Ok(if usable {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+    Ok(match report.engines.engine {
+        Some(_) => ExitCode::SUCCESS,
+        None => ExitCode::FAILURE,
     })
 }
 
-fn tool(name: &'static str, package: &'static str) -> Tool {
-    let present = Command::new("sh")
-        .args(["-c", "command -v \"$0\"", name])
-        .output();
-    Tool {
-        name,
-        package,
-        present: present.is_ok_and(|output| output.status.success()),
+fn print(report: &Report) {
+    let line = |name: &str, text: String| output::print_line(&format!("{name:<16}{text}"));
+    let EngineSurvey {
+        engine,
+        reason,
+        engines,
+    } = &report.engines;
+    match engine {
+        Some(engine) => line("engine", format!("{engine}: {reason}")),
+        None => line("engine", format!("none: {reason}")),
     }
-}
-
-fn print_report(report: &Report) {
-    let line = |name: &str, value: String| print_line(&format!("{name:<12} {value}"));
-    line(
-        "host",
-        format!(
-            "{} processors, {} of memory",
-            report.processors, report.memory_bytes
-        ),
-    );
-    for found in &report.engines.engines {
-        let state = match (&found.unavailable, found.instructions_per_second) {
-            (Some(reason), _) => format!("no: {reason}"),
-            (None, Some(speed)) => {
-                format!("works, {} instructions a second", engine::millions(speed))
-            }
-            (None, None) => "works".to_owned(),
+    for other in engines {
+        let text = match (other.instructions_per_second, &other.unavailable) {
+            (Some(speed), _) => format!("{} instructions a second", engine::millions(speed)),
+            (None, Some(reason)) => reason.clone(),
+            (None, None) => "not measured".to_owned(),
         };
-        line(&found.engine.to_string(), state);
+        line(&format!("  {}", other.engine), text);
     }
-    let chosen = report
-        .engines
-        .engine
-        .map_or_else(|| "none".to_owned(), |engine| engine.to_string());
-    line("engine", format!("{chosen}: {}", report.engines.reason));
+    line("cpu", format!("{}, {} threads", report.cpu, report.cpus));
+    line("memory", report.memory.to_string());
+    line("/dev/kvm", report.kvm_device.clone());
     let state = report.state_directory.as_ref();
     line(
         "state",
         state.map_or_else(
-            || "no home directory".to_owned(),
+            || "nowhere: set HOME or FAVO_STATE_DIR".to_owned(),
             |path| path.display().to_string(),
         ),
     );
     for tool in &report.tools {
-        let state = if tool.present {
-            "there".to_owned()
-        } else {
-            format!(
-                "missing: apt-get install {} (for image builds)",
+        let text = match &tool.path {
+            Some(path) => path.display().to_string(),
+            None => format!(
+                "missing; image builds need it (sudo apt-get install {})",
                 tool.package
-            )
+            ),
         };
-        line(tool.name, state);
+        line(tool.name, text);
     }
+}
+
+fn cpu_model() -> String {
+    std::fs::read_to_string("/proc/cpuinfo")
+        .ok()
+        .and_then(|text| {
+            let line = text.lines().find(|line| line.starts_with("model name"))?;
+            Some(line.split_once(':')?.1.trim().to_owned())
+        })
+        .unwrap_or_else(|| "unknown".to_owned())
+}
+
+fn kvm_device() -> String {
+    let opened = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm");
+    match opened {
+        Ok(_) => "can be opened".to_owned(),
+        Err(error) => format!("can't be opened: {error}"),
+    }
+}
+
+fn find_program(name: &str) -> Option<PathBuf> {
+    use std::os::unix::fs::PermissionsExt;
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .chain(["/sbin".into(), "/usr/sbin".into()])
+        .map(|directory| directory.join(name))
+        .find(|file| {
+            file.metadata()
+                .is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
+        })
 }

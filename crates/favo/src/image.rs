@@ -4,19 +4,18 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Subcommand;
-use favo_image::build::{self, BuildOptions};
-use favo_image::export::{self, ExportFormat, ExportOptions};
-use favo_image::import::{self, ImportOptions};
+use favo_image::build::{BuildOptions, build};
+use favo_image::export::{ExportFormat, ExportOptions, export};
+use favo_image::import::{ImportFormat, ImportOptions, import};
 use favo_image::{ImageError, ImageName, Store, StoredImage};
 use favo_types::ByteCount;
 
-use crate::output::{Format, FormatArgs, print_json, print_line, print_list};
+use crate::output::{self, Format, FormatArgs};
 use crate::progress::TerminalProgress;
 use crate::{Failure, exit};
 
-/// Arguments of `favo image`.
+/// Makes, imports, lists and removes images.
 #[derive(clap::Args)]
-#[command(arg_required_else_help = true)]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -24,74 +23,26 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Make an image from Debian's packages.
-    ///
-    /// Known are debian:12, debian:13, debian:12-6.12 (Debian 12 with its 6.12 kernel) and
-    /// minimal (busybox). Packages come through this host's apt configuration and are verified
-    /// by its keys.
-    #[command(after_help = "Example:\n  favo image build debian:12")]
-    Build {
-        /// What to make.
-        image: ImageName,
-        /// Call it something else.
-        #[arg(long)]
-        name: Option<ImageName>,
-        /// The disk's size; unused space takes none.
-        #[arg(long, value_name = "SIZE")]
-        disk_size: Option<ByteCount>,
-        /// Replace an image of the same name.
-        #[arg(long)]
-        replace: bool,
-        #[command(flatten)]
-        format: FormatArgs,
-    },
-    /// Make an image from a file: a raw or qcow2 disk, or a tar of a root file system.
-    #[command(
-        after_help = "Example:\n  favo image import disk.qcow2 --name mail:1 --kernel vmlinuz --initrd initrd.img"
-    )]
-    Import {
-        /// The file.
-        file: PathBuf,
-        /// What to call the image; by default the file's name.
-        #[arg(long)]
-        name: Option<ImageName>,
-        /// A kernel to boot it with.
-        #[arg(long, value_name = "FILE")]
-        kernel: Option<PathBuf>,
-        /// The initial RAM disk for that kernel.
-        #[arg(long, value_name = "FILE", requires = "kernel")]
-        initrd: Option<PathBuf>,
-        /// The kernel's command line.
-        #[arg(long, value_name = "TEXT")]
-        cmdline: Option<String>,
-        /// For a tar: the disk's size.
-        #[arg(long, value_name = "SIZE")]
-        disk_size: Option<ByteCount>,
-        /// Replace an image of the same name.
-        #[arg(long)]
-        replace: bool,
-        #[command(flatten)]
-        format: FormatArgs,
-    },
-    /// List the images.
+    /// Make an image from Debian's packages: debian:12, debian:13, debian:12-6.12 or minimal.
+    Build(Build),
+    /// Take a raw or qcow2 disk, or a tar archive of a root file system, as an image.
+    Import(Import),
+    /// List the images there are.
     #[command(visible_alias = "ls")]
-    List {
-        #[command(flatten)]
-        format: FormatArgs,
-    },
-    /// Show one image.
+    List(FormatArgs),
+    /// Show what an image is made of.
     Show {
-        /// Which one.
-        image: ImageName,
+        /// The image.
+        name: ImageName,
         #[command(flatten)]
         format: FormatArgs,
     },
-    /// Remove an image. Disks that run from it keep what they need.
+    /// Remove images.
     Rm {
-        /// Which ones.
+        /// The images.
         #[arg(required = true)]
-        images: Vec<ImageName>,
-        /// Remove it even if a machine runs from it.
+        names: Vec<ImageName>,
+        /// Also while a machine runs from it; its data go when that has stopped.
         #[arg(long)]
         force: bool,
         #[command(flatten)]
@@ -99,198 +50,239 @@ enum Command {
     },
     /// Write an image's disk to a file.
     Export {
-        /// Which one.
-        image: ImageName,
+        /// The image.
+        name: ImageName,
         /// The file.
         file: PathBuf,
-        /// Its format; by default qcow2 if the file's name ends so, raw if not.
+        /// Its format; by default qcow2 if the file's name ends so, else raw.
         #[arg(long, value_enum)]
         format: Option<DiskFormat>,
-        /// Replace the file if it is there.
+        /// Overwrite the file.
         #[arg(long)]
-        replace: bool,
+        force: bool,
     },
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(clap::Args)]
+struct Build {
+    /// What to make.
+    what: ImageName,
+    /// What to call it, if not that.
+    #[arg(long)]
+    name: Option<ImageName>,
+    /// The disk's size, like 8G. Unused space takes none.
+    #[arg(long, value_name = "SIZE")]
+    size: Option<ByteCount>,
+    /// A Debian mirror instead of the one in the host's apt sources.
+    #[arg(long, value_name = "URI")]
+    mirror: Option<String>,
+    /// Replace an image of this name.
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    format: FormatArgs,
+}
+
+#[derive(clap::Args)]
+struct Import {
+    /// The file.
+    file: PathBuf,
+    /// What to call the image.
+    name: ImageName,
+    /// The file's format; by default what its content says.
+    #[arg(long, value_enum)]
+    format: Option<FileFormat>,
+    /// A kernel to boot it with.
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// The initrd for that kernel.
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    #[arg(long, value_name = "TEXT")]
+    cmdline: Option<String>,
+    /// For a tar archive the disk's size.
+    #[arg(long, value_name = "SIZE")]
+    size: Option<ByteCount>,
+    /// Replace an image of this name.
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    output: FormatArgs,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
 enum DiskFormat {
     Raw,
     Qcow2,
 }
 
-/// Runs `favo image`.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum FileFormat {
+    Raw,
+    Qcow2,
+    Tar,
+}
+
+/// Runs the subcommand.
 pub fn run(args: Args) -> Result<ExitCode, Failure> {
-    let store = Store::open_default().map_err(failure)?;
+    let store = Store::open_default().map_err(image_failure)?;
     match args.command {
-        Command::Build {
-            image,
-            name,
-            disk_size,
-            replace,
-            format,
-        } => {
-            let options = BuildOptions {
-                name,
-                disk_size,
-                replace,
-                ..BuildOptions::default()
-            };
-            let made = with_progress(|progress| build::build(&store, &image, &options, progress))?;
-            print_image(format.output, &made)?;
-        }
-        Command::Import {
-            file,
-            name,
-            kernel,
-            initrd,
-            cmdline,
-            disk_size,
-            replace,
-            format,
-        } => {
-            let name = name.map_or_else(|| name_of(&file), Ok)?;
-            let options = ImportOptions {
-                kernel,
-                initrd,
-                command_line: cmdline,
-                disk_size,
-                replace,
-                ..ImportOptions::new(file, name)
-            };
-            let made = with_progress(|progress| import::import(&store, &options, progress))?;
-            print_image(format.output, &made)?;
-        }
-        Command::List { format } => list(&store, format.output)?,
-        Command::Show { image, format } => {
-            print_image(format.output, &store.show(&image).map_err(failure)?)?;
+        Command::Build(args) => build_image(&store, args)?,
+        Command::Import(args) => import_image(&store, args)?,
+        Command::List(format) => list(&store, format.output)?,
+        Command::Show { name, format } => {
+            let image = store.show(&name).map_err(image_failure)?;
+            match format.output {
+                Format::Json => output::print_json(&image)?,
+                Format::Table => show(&image),
+            }
         }
         Command::Rm {
-            images,
+            names,
             force,
             format,
         } => {
-            for image in &images {
-                let removed = store.remove(image, force).map_err(failure)?;
-                if format.output == Format::Json {
-                    print_json(&removed)?;
-                } else {
-                    print_line(&format!("removed {image}, {} freed", removed.freed));
-                }
+            let mut removed = Vec::new();
+            for name in &names {
+                removed.push(store.remove(name, force).map_err(image_failure)?);
+            }
+            if format.output == Format::Json {
+                output::print_json(&removed)?;
             }
         }
         Command::Export {
-            image,
+            name,
             file,
             format,
-            replace,
-        } => {
-            let qcow2 = match format {
-                Some(format) => format == DiskFormat::Qcow2,
-                None => file
-                    .extension()
-                    .is_some_and(|extension| extension == "qcow2"),
-            };
-            let format = if qcow2 {
-                ExportFormat::Qcow2
-            } else {
-                ExportFormat::Raw
-            };
-            let options = ExportOptions {
-                file,
-                format,
-                replace,
-            };
-            with_progress(|progress| export::export(&store, &image, &options, progress))?;
-        }
+            force,
+        } => export_image(&store, &name, file, format, force)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs long work with its stages drawn on standard error.
-fn with_progress<T>(
-    work: impl FnOnce(&TerminalProgress) -> Result<T, ImageError>,
-) -> Result<T, Failure> {
-    let progress = TerminalProgress::new()?;
-    let result = work(&progress);
-    progress.finish();
-    result.map_err(failure)
-}
-
-/// What an error means for the exit status, and its hint.
-pub fn failure(error: ImageError) -> Failure {
-    let status = match &error {
-        ImageError::NotFound { .. } | ImageError::NoBuilder { .. } => exit::NOT_FOUND,
-        ImageError::Exists { .. } | ImageError::InUse { .. } | ImageError::FileExists { .. } => {
-            exit::CONFLICT
-        }
-        _ => exit::FAILED,
+fn build_image(store: &Store, args: Build) -> Result<(), Failure> {
+    let options = BuildOptions {
+        name: args.name,
+        disk_size: args.size,
+        mirror: args.mirror,
+        replace: args.force,
     };
-    let hint = error.hint();
-    let Failure { mut message, .. } = Failure::from(error);
-    if let Some(hint) = hint {
-        message = format!("{message}\n  {hint}");
-    }
-    Failure::with_status(message, status)
+    let progress = TerminalProgress::new()?;
+    let image = build(store, &args.what, &options, &progress);
+    progress.finish();
+    made(&image.map_err(image_failure)?, args.format.output)
 }
 
-/// `disk.qcow2` becomes `disk:latest`.
-fn name_of(file: &std::path::Path) -> Result<ImageName, Failure> {
-    let stem = file
-        .file_stem()
-        .map(|stem| stem.to_string_lossy().to_lowercase());
-    stem.unwrap_or_default()
-        .parse()
-        .map_err(|error| Failure::new(format!("{error}; give it one with --name")))
+fn import_image(store: &Store, args: Import) -> Result<(), Failure> {
+    let options = ImportOptions {
+        format: args.format.map(|format| match format {
+            FileFormat::Raw => ImportFormat::Raw,
+            FileFormat::Qcow2 => ImportFormat::Qcow2,
+            FileFormat::Tar => ImportFormat::Tar,
+        }),
+        kernel: args.kernel,
+        initrd: args.initrd,
+        command_line: args.cmdline,
+        disk_size: args.size,
+        replace: args.force,
+        ..ImportOptions::new(args.file, args.name)
+    };
+    let progress = TerminalProgress::new()?;
+    let image = import(store, &options, &progress);
+    progress.finish();
+    made(&image.map_err(image_failure)?, args.output.output)
+}
+
+fn export_image(
+    store: &Store,
+    name: &ImageName,
+    file: PathBuf,
+    format: Option<DiskFormat>,
+    force: bool,
+) -> Result<(), Failure> {
+    let named_qcow2 = file.extension().is_some_and(|end| end == "qcow2");
+    let format = match format {
+        Some(DiskFormat::Qcow2) => ExportFormat::Qcow2,
+        None if named_qcow2 => ExportFormat::Qcow2,
+        Some(DiskFormat::Raw) | None => ExportFormat::Raw,
+    };
+    let options = ExportOptions {
+        file,
+        format,
+        replace: force,
+    };
+    let progress = TerminalProgress::new()?;
+    let exported = export(store, name, &options, &progress);
+    progress.finish();
+    exported.map_err(image_failure)
+}
+
+fn made(image: &StoredImage, format: Format) -> Result<(), Failure> {
+    match format {
+        Format::Json => output::print_json(image)?,
+        Format::Table => output::print_line(&image.manifest.name.to_string()),
+    }
+    Ok(())
 }
 
 fn list(store: &Store, format: Format) -> Result<(), Failure> {
-    let images = store.list().map_err(failure)?;
-    let headings = ["name", "kind", "kernel", "disk", "stored", "created"];
-    print_list(format, &images, &headings, |image| {
+    let images = store.list().map_err(image_failure)?;
+    let headings = ["name", "kernel", "disk", "stored", "created"];
+    output::print_list(format, &images, &headings, |image| {
         let manifest = &image.manifest;
         vec![
             manifest.name.to_string(),
-            kind(image),
             kernel(image),
             manifest.disk.image.size.to_string(),
             manifest.disk.stored.to_string(),
-            manifest.created.strftime("%Y-%m-%d %H:%M").to_string(),
+            manifest.created.to_string(),
         ]
     })?;
     Ok(())
 }
 
-fn kind(image: &StoredImage) -> String {
-    format!("{:?}", image.manifest.kind).to_lowercase()
-}
-
 fn kernel(image: &StoredImage) -> String {
     match &image.manifest.kernel {
-        None => "-".to_owned(),
-        Some(kernel) => kernel.release.clone().unwrap_or_else(|| "yes".to_owned()),
+        Some(kernel) => kernel.release.clone().unwrap_or_else(|| "unknown".into()),
+        None => "none".into(),
     }
 }
 
-fn print_image(format: Format, image: &StoredImage) -> Result<(), Failure> {
-    if format == Format::Json {
-        print_json(image)?;
-        return Ok(());
-    }
+fn show(image: &StoredImage) {
     let manifest = &image.manifest;
-    let packages = manifest.provenance.packages.len();
-    for (name, value) in [
+    let root = match &manifest.disk.root {
+        Some(root) => root.file_system.clone(),
+        None => "unknown".to_owned(),
+    };
+    for (name, text) in [
         ("name", manifest.name.to_string()),
         ("id", image.id.to_string()),
-        ("kind", kind(image)),
         ("kernel", kernel(image)),
         ("command line", manifest.command_line.clone()),
         ("disk", manifest.disk.image.size.to_string()),
         ("stored", manifest.disk.stored.to_string()),
+        ("root", root),
         ("created", manifest.created.to_string()),
         ("source", manifest.provenance.source.clone()),
-        ("packages", packages.to_string()),
+        ("packages", manifest.provenance.packages.len().to_string()),
     ] {
-        print_line(&format!("{name:<13} {value}"));
+        output::print_line(&format!("{name:<14}{text}"));
     }
-    Ok(())
+}
+
+/// What is wrong with an image, what to do then, and the status for it.
+pub fn image_failure(error: ImageError) -> Failure {
+    let status = match &error {
+        ImageError::NotFound { .. } => exit::NOT_FOUND,
+        ImageError::Exists { .. } | ImageError::InUse { .. } | ImageError::FileExists { .. } => {
+            exit::CONFLICT
+        }
+        _ => exit::FAILED,
+    };
+    let message = match error.hint() {
+        Some(hint) => format!("{error}; {hint}"),
+        None => error.to_string(),
+    };
+    Failure::with_status(message, status)
 }

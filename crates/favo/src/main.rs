@@ -8,6 +8,7 @@
 mod doctor;
 mod exit;
 mod image;
+mod mailbox;
 mod output;
 mod progress;
 mod run;

@@ -2,6 +2,7 @@
 //! the program ends.
 
 use std::io::{self, IsTerminal};
+use std::sync::{Mutex, PoisonError};
 
 use favo_agent::WindowSize;
 use rustix::termios::{self, OptionalActions, Termios};
@@ -9,10 +10,11 @@ use rustix::termios::{self, OptionalActions, Termios};
 /// The key that gets out of a guest: Ctrl-], as in telnet and virsh.
 pub const ESCAPE: u8 = 0x1d;
 
+/// The settings from before raw mode, while it lasts.
+static SAVED: Mutex<Option<Termios>> = Mutex::new(None);
+
 /// Standard input in raw mode; the old settings return when this is dropped.
-pub struct RawMode {
-    saved: Termios,
-}
+pub struct RawMode(());
 
 impl RawMode {
     /// Switches to raw mode if standard input is a terminal.
@@ -24,16 +26,30 @@ impl RawMode {
         let saved = termios::tcgetattr(&stdin)?;
         let mut raw = saved.clone();
         raw.make_raw();
+        *SAVED.lock().unwrap_or_else(PoisonError::into_inner) = Some(saved);
         termios::tcsetattr(&stdin, OptionalActions::Now, &raw)?;
-        Ok(Some(Self { saved }))
+        Ok(Some(Self(())))
     }
 }
 
 impl Drop for RawMode {
     fn drop(&mut self) {
-        // A terminal that is gone needs no restoring.
-        let _ = termios::tcsetattr(io::stdin(), OptionalActions::Flush, &self.saved);
+        restore();
     }
+}
+
+/// Gives the terminal its old settings back, from any thread.
+pub fn restore() {
+    let saved = SAVED.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(saved) = saved {
+        // A terminal that is gone needs no restoring.
+        let _ = termios::tcsetattr(io::stdin(), OptionalActions::Flush, &saved);
+    }
+}
+
+/// Whether a shell can be interactive here.
+pub fn is_interactive() -> bool {
+    io::stdin().is_terminal() && io::stdout().is_terminal()
 }
 
 /// The size of the terminal on standard output or input, if there is one.

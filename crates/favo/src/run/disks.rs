@@ -1,133 +1,63 @@
-//! The disks of `favo run`: an image's, thrown away or kept, and the user's.
+//! `--disk FILE[,ro]`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use favo_block::{Backing, BlockImage, Format, OpenOptions};
-use favo_image::{ImageName, OpenImage, Store};
+use favo_block::{BlockImage, Format, OpenOptions};
 use favo_vmm::machine::DiskSpec;
 
-use crate::{Failure, exit};
+use crate::Failure;
 
-/// `FILE[,ro][,format=raw|qcow2]`.
+/// A disk as the user names it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct DiskArgument {
+pub struct DiskArgument {
     file: PathBuf,
     read_only: bool,
-    format: Format,
 }
 
 impl FromStr for DiskArgument {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let mut parts = text.split(',');
-        let file = PathBuf::from(parts.next().unwrap_or_default());
-        // Never by content: a guest could write a qcow2 header to its raw disk
-        // and read any file of the host's through it.
-        let qcow2 = file
-            .extension()
-            .is_some_and(|extension| extension == "qcow2");
-        let format = if qcow2 { Format::Qcow2 } else { Format::Raw };
-        let mut disk = Self {
-            file,
-            read_only: false,
-            format,
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (file, read_only) = match text.strip_suffix(",ro") {
+            Some(file) => (file, true),
+            None => (text, false),
         };
-        for part in parts {
-            match part {
-                "ro" => disk.read_only = true,
-                "format=raw" => disk.format = Format::Raw,
-                "format=qcow2" => disk.format = Format::Qcow2,
-                other => {
-                    return Err(format!(
-                        "'{other}' is not known: use ro, format=raw or format=qcow2"
-                    ));
-                }
-            }
+        if file.is_empty() {
+            return Err("it names no file".to_owned());
         }
-        Ok(disk)
-    }
-}
-
-/// Opens the user's disks.
-pub(super) fn open_all(disks: &[DiskArgument]) -> Result<Vec<DiskSpec>, Failure> {
-    disks
-        .iter()
-        .map(|disk| {
-            let directory = match disk.file.parent() {
-                Some(parent) if parent != Path::new("") => parent.to_owned(),
-                _ => PathBuf::from("."),
-            };
-            let options = OpenOptions::new(disk.format)
-                .read_only(disk.read_only)
-                .backing(Backing::Within(vec![directory]));
-            open(&disk.file, &options)
+        Ok(Self {
+            file: file.into(),
+            read_only,
         })
+    }
+}
+
+impl DiskArgument {
+    /// Whether the guest may write it.
+    pub fn is_writable(&self) -> bool {
+        !self.read_only
+    }
+
+    /// Opens and locks the disk.
+    pub fn open(&self, index: usize) -> Result<DiskSpec, Failure> {
+        let format = Format::probe(&self.file)?;
+        let options = OpenOptions::new(format).read_only(self.read_only);
+        Ok(DiskSpec {
+            disk: Arc::new(BlockImage::open(&self.file, &options)?),
+            serial: format!("favo-disk{index}"),
+        })
+    }
+}
+
+/// Opens all of them.
+pub fn open(arguments: &[DiskArgument]) -> Result<Vec<DiskSpec>, Failure> {
+    arguments
+        .iter()
+        .enumerate()
+        .map(|(index, disk)| disk.open(index + 1))
         .collect()
-}
-
-fn open(path: &Path, options: &OpenOptions) -> Result<DiskSpec, Failure> {
-    let image = BlockImage::open(path, options).map_err(failure)?;
-    Ok(spec(image))
-}
-
-fn spec(image: BlockImage) -> DiskSpec {
-    DiskSpec {
-        disk: Arc::new(image),
-        serial: String::new(),
-    }
-}
-
-fn failure(error: favo_block::BlockError) -> Failure {
-    let status = match &error {
-        favo_block::BlockError::InUse { .. } => exit::CONFLICT,
-        _ => exit::FAILED,
-    };
-    Failure::with_status(Failure::from(error).message, status)
-}
-
-/// The image's disk: copy-on-write, and forgotten unless `keep` names it.
-pub(super) fn of_image(
-    store: &Store,
-    image: &OpenImage,
-    keep: Option<&str>,
-) -> Result<DiskSpec, Failure> {
-    let base = image
-        .disk_path()
-        .ok_or_else(|| Failure::new("the image has no disk; build or import it again"))?;
-    let directory = store.state_directory();
-    match keep {
-        None => {
-            let base = BlockImage::open(base, &OpenOptions::new(Format::Raw).read_only(true))
-                .map_err(failure)?;
-            Ok(spec(base.overlay(directory).map_err(failure)?))
-        }
-        Some(name) => kept(store, image, base, name),
-    }
-}
-
-/// A kept disk: a qcow2 file over the image's disk, which is pinned before
-/// the file is there.
-fn kept(store: &Store, image: &OpenImage, base: &Path, name: &str) -> Result<DiskSpec, Failure> {
-    let holder: ImageName = name.parse()?;
-    let disks = store.state_directory().join("disks");
-    std::fs::create_dir_all(&disks)?;
-    let path = disks.join(format!("{}.qcow2", name.replace('/', "%")));
-    let size = std::fs::metadata(base)?.len();
-    if !path.exists() {
-        let digest = image.image.manifest.disk.image.digest;
-        store
-            .pin(&holder, [digest])
-            .map_err(crate::image::failure)?;
-        let backing = base.to_string_lossy();
-        BlockImage::create(&path, Format::Qcow2, size, Some((&backing, Format::Raw)))
-            .map_err(failure)?;
-    }
-    let blobs = base.parent().map_or_else(PathBuf::new, Path::to_owned);
-    let options = OpenOptions::new(Format::Qcow2).backing(Backing::Within(vec![blobs]));
-    open(&path, &options)
 }
 
 #[cfg(test)]

@@ -1,17 +1,10 @@
 use super::*;
 
 #[test]
-fn reads_a_disk_argument() {
-    let disk: DiskArgument = "data.img,ro".parse().unwrap();
-    assert!(disk.read_only && disk.format == Format::Raw && disk.file == Path::new("data.img"));
-    let disk: DiskArgument = "data.qcow2".parse().unwrap();
-    assert!(!disk.read_only && disk.format == Format::Qcow2);
-    let disk: DiskArgument = "data,format=qcow2".parse().unwrap();
-    assert_eq!(disk.format, Format::Qcow2);
-    assert!(
-        "data,rw"
-            .parse::<DiskArgument>()
-            .unwrap_err()
-            .contains("'rw' is not known")
-    );
+fn a_disk_is_a_file_and_maybe_read_only() {
+    let disk: DiskArgument = "/a,b.img,ro".parse().unwrap();
+    assert_eq!(disk.file, PathBuf::from("/a,b.img"));
+    assert!(!disk.is_writable());
+    assert!("x.img".parse::<DiskArgument>().unwrap().is_writable());
+    assert!(",ro".parse::<DiskArgument>().is_err());
 }

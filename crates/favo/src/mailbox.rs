@@ -1,0 +1,126 @@
+//! What can happen while a machine runs, in one place to wait for.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use favo_vmm::outcome::Outcome;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH};
+
+use crate::terminal;
+
+/// How long stopping may take before the program simply ends. A machine has
+/// nothing outside its process but nameless files, so nothing stays behind.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Something the user, the guest or the host did.
+#[derive(Debug)]
+pub enum Event {
+    /// A signal arrived: SIGINT, SIGTERM, SIGHUP or SIGWINCH.
+    Signal(i32),
+    /// The machine came to its end.
+    Ended(Outcome),
+    /// The guest's agent connected.
+    Agent(UnixStream),
+}
+
+/// Events in the order they happened.
+pub struct Mailbox {
+    events: Mutex<VecDeque<Event>>,
+    wake: UnixStream,
+    woken: UnixStream,
+}
+
+impl Mailbox {
+    /// An empty one, which signals go to from now on.
+    pub fn with_signals() -> io::Result<Arc<Self>> {
+        let (wake, woken) = UnixStream::pair()?;
+        wake.set_nonblocking(true)?;
+        woken.set_nonblocking(true)?;
+        let mailbox = Arc::new(Self {
+            events: Mutex::default(),
+            wake,
+            woken,
+        });
+        let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP, SIGWINCH])?;
+        let receiver = mailbox.clone();
+        std::thread::Builder::new()
+            .name("signals".into())
+            .spawn(move || {
+                let mut interrupts = 0;
+                for signal in signals.forever() {
+                    interrupts += u32::from(signal == SIGINT);
+                    if matches!(signal, SIGTERM | SIGHUP) || interrupts == 2 {
+                        end_in_time(signal);
+                    }
+                    receiver.push(Event::Signal(signal));
+                }
+            })?;
+        Ok(mailbox)
+    }
+
+    /// Adds an event.
+    pub fn push(&self, event: Event) {
+        self.lock().push_back(event);
+        // A full socket is readable, which is all it is for.
+        let _ = (&self.wake).write(&[1]);
+    }
+
+    /// The oldest event.
+    pub fn take(&self) -> Option<Event> {
+        let mut drained = [0; 64];
+        while matches!((&self.woken).read(&mut drained), Ok(count) if count > 0) {}
+        let mut events = self.lock();
+        let event = events.pop_front();
+        if !events.is_empty() {
+            let _ = (&self.wake).write(&[1]);
+        }
+        event
+    }
+
+    /// The oldest event, waited for until `deadline`.
+    pub fn wait(&self, deadline: Option<Instant>) -> Option<Event> {
+        loop {
+            if let Some(event) = self.take() {
+                return Some(event);
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return None;
+            }
+            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+            let mut fds = [PollFd::new(&self.woken, PollFlags::IN)];
+            match poll(&mut fds, timeout.as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => {
+                    tracing::error!(%error, "waiting for events");
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Readable when there is an event.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.woken.as_fd()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Event>> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends the program if it does not end by itself: something may block it, for
+/// instance a reader of its output that does not read.
+fn end_in_time(signal: i32) {
+    std::thread::spawn(move || {
+        std::thread::sleep(PATIENCE);
+        terminal::restore();
+        std::process::exit(128 + signal);
+    });
+}
