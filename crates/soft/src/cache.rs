@@ -66,7 +66,11 @@ impl Block {
     /// Its pages are as they were when it was decoded.
     #[inline(always)]
     pub(crate) fn is_current(&self) -> bool {
-        self.page.is_current() && self.second.as_ref().is_none_or(|(_, page)| page.is_current())
+        self.page.is_current()
+            && self
+                .second
+                .as_ref()
+                .is_none_or(|(_, page)| page.is_current())
     }
 }
 
@@ -100,7 +104,12 @@ unsafe impl Send for BlockCache {}
 
 impl Default for BlockCache {
     fn default() -> Self {
-        let empty = NearEntry { linear: 0, stamp: 0, page: 0, block: None };
+        let empty = NearEntry {
+            linear: 0,
+            stamp: 0,
+            page: 0,
+            block: None,
+        };
         Self {
             blocks: HashMap::default(),
             operations: 0,
@@ -144,8 +153,18 @@ impl BlockCache {
     }
 
     /// Remembers a block by its linear address.
-    pub(crate) fn remember(&mut self, linear: u64, mode: u64, page: &Translation, block: &Rc<Block>) {
-        let stamp = if page.global { self.global_stamp } else { self.local_stamp };
+    pub(crate) fn remember(
+        &mut self,
+        linear: u64,
+        mode: u64,
+        page: &Translation,
+        block: &Rc<Block>,
+    ) {
+        let stamp = if page.global {
+            self.global_stamp
+        } else {
+            self.local_stamp
+        };
         self.large.note(linear, page.page_bits);
         self.near[near_index(linear, mode)] = NearEntry {
             linear: linear.wrapping_add(mode << 56),
@@ -157,7 +176,10 @@ impl BlockCache {
 
     /// The block at a guest-physical address, if it is there and valid.
     pub(crate) fn find(&self, physical: u64, size: CodeSize) -> Option<Rc<Block>> {
-        self.blocks.get(&key(physical, size)).filter(|block| block.is_current()).cloned()
+        self.blocks
+            .get(&key(physical, size))
+            .filter(|block| block.is_current())
+            .cloned()
     }
 
     /// Keeps a block.
@@ -232,6 +254,8 @@ impl Hasher for AddressHasher {
     }
 
     fn write_u64(&mut self, value: u64) {
-        self.0 = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
+        self.0 = (self.0 ^ value)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .rotate_left(26);
     }
 }

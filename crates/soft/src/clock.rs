@@ -102,7 +102,7 @@ impl Scale {
         } else {
             u128::from(ticks) >> -self.shift
         };
-        (shifted * u128::from(self.multiplier) >> 32) as u64
+        ((shifted * u128::from(self.multiplier)) >> 32) as u64
     }
 }
 

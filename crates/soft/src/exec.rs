@@ -79,7 +79,10 @@ impl Cpu {
                 break;
             }
         }
-        let completed = !matches!(outcome, Err(Trap::Exception(_) | Trap::Exit | Trap::TripleFault));
+        let completed = !matches!(
+            outcome,
+            Err(Trap::Exception(_) | Trap::Exit | Trap::TripleFault)
+        );
         self.counters.instructions += executed - u64::from(!completed);
         outcome
     }
@@ -136,7 +139,11 @@ impl Cpu {
         if trap_flag {
             hits |= DR6_SINGLE_STEP;
         }
-        if hits != 0 { Err(Exception::Debug(hits).into()) } else { outcome }
+        if hits != 0 {
+            Err(Exception::Debug(hits).into())
+        } else {
+            outcome
+        }
     }
 
     /// The block at RIP.

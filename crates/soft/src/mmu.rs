@@ -249,7 +249,9 @@ impl Mmu {
         if want != Want::Execute && self.watched.contains(&page) {
             return;
         }
-        let Some(place) = self.ram(translation.physical & !PAGE_MASK) else { return };
+        let Some(place) = self.ram(translation.physical & !PAGE_MASK) else {
+            return;
+        };
         let entry = Entry {
             addend: (place.host as u64).wrapping_sub(page),
             flags: &place.pages.flags()[place.page],
@@ -276,7 +278,11 @@ impl Cpu {
 
     #[inline(always)]
     fn table_for(&self, access: Access) -> usize {
-        if access == Access::System { SUPERVISOR } else { self.mmu.current }
+        if access == Access::System {
+            SUPERVISOR
+        } else {
+            self.mmu.current
+        }
     }
 
     /// Reads at a linear address.
@@ -426,7 +432,8 @@ impl Cpu {
                 2 => u16::store(host, value as u16),
                 4 => u32::store(host, value as u32),
                 8 => u64::store(host, value),
-                _ => (0..size).for_each(|byte| u8::store(host.add(byte), (value >> (8 * byte)) as u8)),
+                _ => (0..size)
+                    .for_each(|byte| u8::store(host.add(byte), (value >> (8 * byte)) as u8)),
             }
         }
         if place.pages.flags()[place.page].load(Ordering::Relaxed) & NOTICE != 0 {
@@ -519,15 +526,21 @@ impl Cpu {
     ) -> Exec<Translation> {
         if self.cr0 & cr0::PG == 0 {
             let physical = address & 0xffff_ffff;
-            return Ok(Translation { physical, writable: true, global: false, page_bits: 12 });
+            return Ok(Translation {
+                physical,
+                writable: true,
+                global: false,
+                page_bits: 12,
+            });
         }
         self.counters.page_walks += 1;
         let user = self.cpl == 3 && access != Access::System;
         let ignores_smap = access != Access::System && self.system_flags & rflags::AC != 0;
-        self.walk(address, want, user, ignores_smap).map_err(|error_code| {
-            self.fault_address = address;
-            Exception::PageFault { error_code }.into()
-        })
+        self.walk(address, want, user, ignores_smap)
+            .map_err(|error_code| {
+                self.fault_address = address;
+                Exception::PageFault { error_code }.into()
+            })
     }
 
     /// Translates the address of an instruction.
@@ -555,7 +568,10 @@ impl Cpu {
             *page = address & !PAGE_MASK;
         }
         for address in addresses {
-            self.mmu.tables.iter_mut().for_each(|table| table.clear_page(*address));
+            self.mmu
+                .tables
+                .iter_mut()
+                .for_each(|table| table.clear_page(*address));
         }
     }
 
@@ -567,13 +583,19 @@ impl Cpu {
 
     /// Drops every translation of a page that is not global.
     pub fn flush_tlb_non_global(&mut self) {
-        self.mmu.tables.iter_mut().for_each(|table| table.clear_non_global());
+        self.mmu
+            .tables
+            .iter_mut()
+            .for_each(|table| table.clear_non_global());
         self.cache.forget_local_addresses();
     }
 
     /// Drops the translations of one page, in the current address space.
     pub fn flush_tlb_page(&mut self, address: u64) {
-        self.mmu.tables.iter_mut().for_each(|table| table.clear_page(address));
+        self.mmu
+            .tables
+            .iter_mut()
+            .for_each(|table| table.clear_page(address));
         self.cache.forget_page(address);
     }
 

@@ -14,7 +14,7 @@ use crate::segment::is_canonical;
 use crate::trap::{Exec, GP0};
 
 /// MSR numbers.
-mod msr {
+mod number {
     pub const TSC: u32 = 0x10;
     pub const PLATFORM_ID: u32 = 0x17;
     pub const APIC_BASE: u32 = 0x1b;
@@ -108,47 +108,47 @@ impl Cpu {
     pub(crate) fn read_msr(&mut self, number: u32) -> Exec<u64> {
         let msrs = &self.msrs;
         Ok(match number {
-            msr::TSC => self.tsc(),
-            msr::TSC_ADJUST => msrs.tsc_adjust,
-            msr::TSC_DEADLINE if self.apic.deadline_armed() => msrs.tsc_deadline,
-            msr::TSC_DEADLINE => 0,
-            msr::TSC_AUX => msrs.tsc_aux,
-            msr::APIC_BASE => msrs.apic_base,
-            msr::SYSENTER_CS => msrs.sysenter_cs,
-            msr::SYSENTER_ESP => msrs.sysenter_esp,
-            msr::SYSENTER_EIP => msrs.sysenter_eip,
-            msr::EFER => self.efer,
-            msr::STAR => msrs.star,
-            msr::LSTAR => msrs.lstar,
-            msr::CSTAR => msrs.cstar,
-            msr::SFMASK => msrs.sfmask,
-            msr::FS_BASE => self.segments[SegmentRegister::Fs as usize].base,
-            msr::GS_BASE => self.segments[SegmentRegister::Gs as usize].base,
-            msr::KERNEL_GS_BASE => msrs.kernel_gs_base,
-            msr::PAT => msrs.pat,
-            msr::MISC_ENABLE => msrs.misc_enable,
-            msr::SPEC_CTRL if self.has_spec_ctrl() => msrs.spec_ctrl,
-            msr::ARCH_CAPABILITIES if self.has_arch_capabilities() => NOT_AFFECTED,
-            msr::MTRR_CAP => MTRR_CAPABILITIES,
-            msr::MTRR_DEFAULT => msrs.mtrr.default_type,
-            msr::KVM_WALL_CLOCK | msr::KVM_WALL_CLOCK_OLD => msrs.paravirtual.wall_clock,
-            msr::KVM_SYSTEM_TIME | msr::KVM_SYSTEM_TIME_OLD => msrs.paravirtual.system_time,
-            msr::X2APIC..=msr::X2APIC_LAST => {
-                return self.apic.read_x2apic(number - msr::X2APIC, host_tsc());
+            number::TSC => self.tsc(),
+            number::TSC_ADJUST => msrs.tsc_adjust,
+            number::TSC_DEADLINE if self.apic.deadline_armed() => msrs.tsc_deadline,
+            number::TSC_DEADLINE => 0,
+            number::TSC_AUX => msrs.tsc_aux,
+            number::APIC_BASE => msrs.apic_base,
+            number::SYSENTER_CS => msrs.sysenter_cs,
+            number::SYSENTER_ESP => msrs.sysenter_esp,
+            number::SYSENTER_EIP => msrs.sysenter_eip,
+            number::EFER => self.efer,
+            number::STAR => msrs.star,
+            number::LSTAR => msrs.lstar,
+            number::CSTAR => msrs.cstar,
+            number::SFMASK => msrs.sfmask,
+            number::FS_BASE => self.segments[SegmentRegister::Fs as usize].base,
+            number::GS_BASE => self.segments[SegmentRegister::Gs as usize].base,
+            number::KERNEL_GS_BASE => msrs.kernel_gs_base,
+            number::PAT => msrs.pat,
+            number::MISC_ENABLE => msrs.misc_enable,
+            number::SPEC_CTRL if self.has_spec_ctrl() => msrs.spec_ctrl,
+            number::ARCH_CAPABILITIES if self.has_arch_capabilities() => NOT_AFFECTED,
+            number::MTRR_CAP => MTRR_CAPABILITIES,
+            number::MTRR_DEFAULT => msrs.mtrr.default_type,
+            number::KVM_WALL_CLOCK | number::KVM_WALL_CLOCK_OLD => msrs.paravirtual.wall_clock,
+            number::KVM_SYSTEM_TIME | number::KVM_SYSTEM_TIME_OLD => msrs.paravirtual.system_time,
+            number::X2APIC..=number::X2APIC_LAST => {
+                return self.apic.read_x2apic(number - number::X2APIC, host_tsc());
             }
-            msr::AMD_DE_CFG if self.is_amd() => DE_CFG_LFENCE,
-            msr::AMD_HWCR if self.is_amd() => HWCR_TSC_FREQUENCY_P0,
-            msr::MICROCODE => u64::MAX >> 32 << 32,
-            msr::PLATFORM_ID
-            | msr::MCG_CAP
-            | msr::MCG_STATUS
-            | msr::DEBUG_CTL
-            | msr::FEATURE_CONTROL => 0,
-            msr::AMD_SYSCFG
-            | msr::AMD_INT_PENDING
-            | msr::AMD_LS_CFG
-            | msr::AMD_DC_CFG
-            | msr::AMD_NB_CFG
+            number::AMD_DE_CFG if self.is_amd() => DE_CFG_LFENCE,
+            number::AMD_HWCR if self.is_amd() => HWCR_TSC_FREQUENCY_P0,
+            number::MICROCODE => u64::MAX >> 32 << 32,
+            number::PLATFORM_ID
+            | number::MCG_CAP
+            | number::MCG_STATUS
+            | number::DEBUG_CTL
+            | number::FEATURE_CONTROL => 0,
+            number::AMD_SYSCFG
+            | number::AMD_INT_PENDING
+            | number::AMD_LS_CFG
+            | number::AMD_DC_CFG
+            | number::AMD_NB_CFG
                 if self.is_amd() =>
             {
                 0
@@ -166,66 +166,69 @@ impl Cpu {
     pub(crate) fn write_msr(&mut self, number: u32, value: u64) -> Exec {
         let canonical = is_canonical(value);
         match number {
-            msr::TSC => {
+            number::TSC => {
                 let delta = value.wrapping_sub(self.tsc());
                 self.tsc_offset = self.tsc_offset.wrapping_add(delta);
                 self.msrs.tsc_adjust = self.msrs.tsc_adjust.wrapping_add(delta);
                 self.rearm_deadline();
             }
-            msr::TSC_ADJUST => {
+            number::TSC_ADJUST => {
                 let delta = value.wrapping_sub(self.msrs.tsc_adjust);
                 self.tsc_offset = self.tsc_offset.wrapping_add(delta);
                 self.msrs.tsc_adjust = value;
                 self.rearm_deadline();
             }
-            msr::TSC_DEADLINE => {
+            number::TSC_DEADLINE => {
                 self.msrs.tsc_deadline = value;
                 let deadline = (value != 0).then(|| self.to_host_tsc(value));
                 self.apic.set_deadline(deadline);
             }
-            msr::TSC_AUX if value >> 32 == 0 => self.msrs.tsc_aux = value,
-            msr::APIC_BASE => return self.write_apic_base(value),
-            msr::SYSENTER_CS => self.msrs.sysenter_cs = value & 0xffff_ffff,
-            msr::SYSENTER_ESP if canonical => self.msrs.sysenter_esp = value,
-            msr::SYSENTER_EIP if canonical => self.msrs.sysenter_eip = value,
-            msr::EFER => return self.write_efer(value),
-            msr::STAR => self.msrs.star = value,
-            msr::LSTAR if canonical => self.msrs.lstar = value,
-            msr::CSTAR if canonical => self.msrs.cstar = value,
-            msr::SFMASK if value >> 32 == 0 => self.msrs.sfmask = value,
-            msr::FS_BASE => self.write_base(SegmentRegister::Fs, value)?,
-            msr::GS_BASE => self.write_base(SegmentRegister::Gs, value)?,
-            msr::KERNEL_GS_BASE if canonical => self.msrs.kernel_gs_base = value,
-            msr::PAT if is_valid_pat(value) => self.msrs.pat = value,
-            msr::MISC_ENABLE => self.msrs.misc_enable = value,
-            msr::SPEC_CTRL if self.has_spec_ctrl() && value & !7 == 0 => {
+            number::TSC_AUX if value >> 32 == 0 => self.msrs.tsc_aux = value,
+            number::APIC_BASE => return self.write_apic_base(value),
+            number::SYSENTER_CS => self.msrs.sysenter_cs = value & 0xffff_ffff,
+            number::SYSENTER_ESP if canonical => self.msrs.sysenter_esp = value,
+            number::SYSENTER_EIP if canonical => self.msrs.sysenter_eip = value,
+            number::EFER => return self.write_efer(value),
+            number::STAR => self.msrs.star = value,
+            number::LSTAR if canonical => self.msrs.lstar = value,
+            number::CSTAR if canonical => self.msrs.cstar = value,
+            number::SFMASK if value >> 32 == 0 => self.msrs.sfmask = value,
+            number::FS_BASE => self.write_base(SegmentRegister::Fs, value)?,
+            number::GS_BASE => self.write_base(SegmentRegister::Gs, value)?,
+            number::KERNEL_GS_BASE if canonical => self.msrs.kernel_gs_base = value,
+            number::PAT if is_valid_pat(value) => self.msrs.pat = value,
+            number::MISC_ENABLE => self.msrs.misc_enable = value,
+            number::SPEC_CTRL if self.has_spec_ctrl() && value & !7 == 0 => {
                 self.msrs.spec_ctrl = value;
             }
-            msr::PRED_CMD if self.has_spec_ctrl() && value & !1 == 0 => {}
-            msr::MTRR_DEFAULT if value & !0xcff == 0 && is_memory_type(value as u8) => {
+            number::PRED_CMD if self.has_spec_ctrl() && value & !1 == 0 => {}
+            number::MTRR_DEFAULT if value & !0xcff == 0 && is_memory_type(value as u8) => {
                 self.msrs.mtrr.default_type = value;
             }
-            msr::KVM_WALL_CLOCK | msr::KVM_WALL_CLOCK_OLD => {
+            number::KVM_WALL_CLOCK | number::KVM_WALL_CLOCK_OLD => {
                 self.msrs.paravirtual.wall_clock = value;
                 self.write_wall_clock(value);
             }
-            msr::KVM_SYSTEM_TIME | msr::KVM_SYSTEM_TIME_OLD => {
+            number::KVM_SYSTEM_TIME | number::KVM_SYSTEM_TIME_OLD => {
                 self.msrs.paravirtual.system_time = value;
                 self.write_system_time();
             }
-            msr::X2APIC..=msr::X2APIC_LAST => {
+            number::X2APIC..=number::X2APIC_LAST => {
                 let effect = self
                     .apic
-                    .write_x2apic(number - msr::X2APIC, value, host_tsc())?;
+                    .write_x2apic(number - number::X2APIC, value, host_tsc())?;
                 self.apply(effect);
             }
-            msr::MICROCODE | msr::AMD_PATCH_LEVEL | msr::MCG_STATUS | msr::DEBUG_CTL => {}
-            msr::AMD_SYSCFG
-            | msr::AMD_HWCR
-            | msr::AMD_LS_CFG
-            | msr::AMD_DE_CFG
-            | msr::AMD_DC_CFG
-            | msr::AMD_NB_CFG
+            number::MICROCODE
+            | number::AMD_PATCH_LEVEL
+            | number::MCG_STATUS
+            | number::DEBUG_CTL => {}
+            number::AMD_SYSCFG
+            | number::AMD_HWCR
+            | number::AMD_LS_CFG
+            | number::AMD_DE_CFG
+            | number::AMD_DC_CFG
+            | number::AMD_NB_CFG
                 if self.is_amd() => {}
             _ => match mtrr_slot(number) {
                 Some(MtrrSlot::Fixed(index)) => self.msrs.mtrr.fixed[index] = value,
@@ -396,7 +399,7 @@ fn mtrr_slot(number: u32) -> Option<MtrrSlot> {
         return Some(MtrrSlot::Fixed(index));
     }
     let offset = number
-        .checked_sub(msr::MTRR_VARIABLE)
+        .checked_sub(number::MTRR_VARIABLE)
         .filter(|offset| *offset < 16)?;
     let index = (offset / 2) as usize;
     Some(if offset % 2 == 0 {

@@ -195,7 +195,7 @@ impl Cpu {
         self.shadow = state.events.shadow;
         self.nmi_masked = state.events.nmi_masked;
         self.set_tsc(state.msrs.tsc);
-        self.set_rflags_masked(rflags, u64::MAX & !rflags::VM);
+        self.set_rflags_masked(rflags, !rflags::VM);
         self.log.finish();
         self.end_of_level = None;
         self.update_mode();

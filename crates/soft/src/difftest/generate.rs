@@ -454,7 +454,7 @@ pub fn state(generated: &[Generated], random: &mut Random) -> MachineState {
         state.gpr[*register] = *value;
     }
     // CF, PF, AF, ZF, SF, OF random; DF sometimes.
-    state.flags = 0x202 | random.next() & 0x8d5;
+    state.flags = 0x202 | random.draw() & 0x8d5;
     if random.one_in(4) {
         state.flags |= 0x400;
     }
@@ -463,29 +463,29 @@ pub fn state(generated: &[Generated], random: &mut Random) -> MachineState {
         *ymm = random.vector();
     }
     let masks = if random.one_in(3) {
-        random.next() as u32 & 0x1f80
+        random.draw() as u32 & 0x1f80
     } else {
         0x1f80
     };
     fpu.mxcsr = match random.below(3) {
         0 => 0x1f80,
-        1 => masks | random.next() as u32 & 0x3f,
-        _ => masks | random.next() as u32 & 0xe07f,
+        1 => masks | random.draw() as u32 & 0x3f,
+        _ => masks | random.draw() as u32 & 0xe07f,
     };
     for st in &mut fpu.st {
         *st = random.extended();
     }
     let masks = if random.one_in(4) {
-        random.next() as u16 & 0x3f
+        random.draw() as u16 & 0x3f
     } else {
         0x3f
     };
     fpu.fcw = match random.below(3) {
         0 => 0x37f,
-        _ => masks | 0x40 | random.next() as u16 & 0xf00,
+        _ => masks | 0x40 | random.draw() as u16 & 0xf00,
     };
     // Flags, condition codes, TOP; stack fault only as it can be.
-    fpu.fsw = random.next() as u16 & 0x7f7f;
+    fpu.fsw = random.draw() as u16 & 0x7f7f;
     if random.one_in(2) {
         fpu.fsw &= !0x7f;
     }
@@ -495,7 +495,7 @@ pub fn state(generated: &[Generated], random: &mut Random) -> MachineState {
     fpu.ftw = match random.below(4) {
         0 => 0xff,
         1 => 0,
-        _ => random.next() as u8,
+        _ => random.draw() as u8,
     };
     state
 }

@@ -88,7 +88,7 @@ fn map_pages(memory: &GuestMemory) -> Result<(), favo_accel::MemoryError> {
     put(LEVEL_2, CODE >> 21 & 511, CODE_TABLE | TABLE)?;
     put(LEVEL_2, DATA >> 21 & 511, DATA_TABLE | TABLE)?;
     for page in 0..CODE_SIZE / PAGE {
-        put(CODE_TABLE, page, CODE_PHYSICAL + page * PAGE | TABLE & !2)?;
+        put(CODE_TABLE, page, (CODE_PHYSICAL + page * PAGE) | TABLE & !2)?;
     }
     memory.write(GuestAddress(CODE_PHYSICAL), &[0xcc; CODE_SIZE as usize])?;
     for page in 0..DATA_SIZE / PAGE {

@@ -11,7 +11,7 @@ impl Random {
     }
 
     /// 64 random bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -21,7 +21,7 @@ impl Random {
 
     /// A number below `bound`.
     pub fn below(&mut self, bound: u64) -> u64 {
-        (u128::from(self.next()) * u128::from(bound) >> 64) as u64
+        ((u128::from(self.draw()) * u128::from(bound)) >> 64) as u64
     }
 
     /// True once in `n`.
@@ -54,15 +54,15 @@ impl Random {
             1 => self.pick(&edge).wrapping_neg(),
             2 => self.pick(&[i64::MAX as u64, i64::MIN as u64, 0xffff_ffff, 1 << 32]),
             3 => 1 << self.below(64),
-            4 => self.next() >> self.below(64),
+            4 => self.draw() >> self.below(64),
             5 => self.below(70),
-            _ => self.next(),
+            _ => self.draw(),
         }
     }
 
     fn f32(&mut self) -> u32 {
-        let sign = (self.next() as u32) & 1 << 31;
-        let fraction = (self.next() as u32) & 0x7f_ffff;
+        let sign = (self.draw() as u32) & 1 << 31;
+        let fraction = (self.draw() as u32) & 0x7f_ffff;
         sign | match self.below(12) {
             0 => 0,
             1 => 0x7f80_0000,
@@ -81,13 +81,13 @@ impl Random {
             7 => (100 + self.below(50) as u32) << 23 | fraction,
             8 => (self.below(30) as u32) << 23 | fraction,
             9 => (225 + self.below(30) as u32) << 23 | fraction,
-            _ => (self.next() as u32) & 0x7fff_ffff,
+            _ => (self.draw() as u32) & 0x7fff_ffff,
         }
     }
 
     fn f64(&mut self) -> u64 {
-        let sign = self.next() & 1 << 63;
-        let fraction = self.next() & ((1 << 52) - 1);
+        let sign = self.draw() & 1 << 63;
+        let fraction = self.draw() & ((1 << 52) - 1);
         sign | match self.below(12) {
             0 => 0,
             1 => 0x7ff << 52,
@@ -106,7 +106,7 @@ impl Random {
             7 => (900 + self.below(250)) << 52 | fraction,
             8 => self.below(60) << 52 | fraction,
             9 => (1980 + self.below(60)) << 52 | fraction,
-            _ => self.next() & i64::MAX as u64,
+            _ => self.draw() & i64::MAX as u64,
         }
     }
 
@@ -142,8 +142,8 @@ impl Random {
 
     /// An x87 register: every class of value, those no operation makes too.
     pub fn extended(&mut self) -> [u8; 10] {
-        let sign = (self.next() as u16) & 0x8000;
-        let fraction = self.next() >> 1;
+        let sign = (self.draw() as u16) & 0x8000;
+        let fraction = self.draw() >> 1;
         let integer_bit = 1u64 << 63;
         let (exponent, significand) = match self.below(12) {
             0 => (0, 0),
