@@ -31,7 +31,7 @@ fn real_mode_wraps_at_64_kib() {
     // A word at FFFFH is beyond the limit.
     test.cpu.rip = REAL_CODE;
     test.cpu.gpr[gpr::RBX] = 0xffff;
-    assert_eq!(test.run(&[0x8b, 0x07]), GP0.into());
+    assert_eq!(test.run(&[0x8b, 0x07]), GP0);
 }
 
 #[test]
@@ -67,12 +67,12 @@ fn a_segment_limit_is_a_limit() {
     test.cpu.segments[3].limit = 0x30_0fff;
     // mov eax, [0x300ffc]; mov eax, [0x300ffd]
     let code = [0xa1, 0xfc, 0x0f, 0x30, 0, 0xa1, 0xfd, 0x0f, 0x30, 0];
-    assert_eq!(test.run(&code), GP0.into());
+    assert_eq!(test.run(&code), GP0);
     assert_eq!(test.cpu.rip, CODE + 5);
     // Code beyond the limit, even by its last byte.
     let mut test = TestCpu::protected_mode();
     test.cpu.segments[1].limit = CODE as u32 + 3;
-    assert_eq!(test.run(&[0xb8, 0, 0, 0, 0]), GP0.into());
+    assert_eq!(test.run(&[0xb8, 0, 0, 0, 0]), GP0);
     assert_eq!(test.run(&[0x31, 0xc0, 0x90, 0xf4]), Trap::Halt);
 }
 
@@ -81,7 +81,7 @@ fn more_than_fifteen_bytes_are_too_many() {
     let mut test = TestCpu::long_mode();
     let mut code = [0x66; 16];
     code[15] = 0x90;
-    assert_eq!(test.run(&code), GP0.into());
+    assert_eq!(test.run(&code), GP0);
     code[14] = 0x90;
     code[15] = 0xf4;
     assert_eq!(test.run(&code), Trap::Halt);
@@ -90,15 +90,15 @@ fn more_than_fifteen_bytes_are_too_many() {
 #[test]
 fn lock_needs_a_destination_in_memory() {
     let mut test = TestCpu::long_mode();
-    assert_eq!(test.run(&[0xf0, 0x01, 0xc8]), UD.into());
-    assert_eq!(test.run(&[0xf0, 0x39, 0x08]), UD.into());
+    assert_eq!(test.run(&[0xf0, 0x01, 0xc8]), UD);
+    assert_eq!(test.run(&[0xf0, 0x39, 0x08]), UD);
 }
 
 #[test]
 fn a_missing_instruction_is_counted_by_name() {
     let mut test = TestCpu::with_cpuid(favo_accel::cpuid::CpuidTable::new());
     // popcnt ax, ax
-    assert_eq!(test.run(&[0xf3, 0x0f, 0xb8, 0xc0]), UD.into());
+    assert_eq!(test.run(&[0xf3, 0x0f, 0xb8, 0xc0]), UD);
     assert_eq!(test.cpu.counters.undefined.get("popcnt"), Some(&1));
 }
 

@@ -23,7 +23,7 @@ fn expected(a: u64, b: u64, carry_in: u64, subtract: bool, bits: u32) -> (u64, u
     };
     let mut flags = 0;
     flags |= if wide >> bits & 1 != 0 { CF } else { 0 };
-    flags |= if (result as u8).count_ones() % 2 == 0 {
+    flags |= if (result as u8).count_ones().is_multiple_of(2) {
         PF
     } else {
         0

@@ -362,7 +362,7 @@ fn an_instruction_across_two_pages_follows_both() {
     test.put(0x3000 + 8 * (DATA >> 21), 0x7007);
     let first = DATA & !0x1f_ffff;
     for page in 0..512 {
-        test.put(0x7000 + 8 * page, first + page * PAGE_SIZE | 7);
+        test.put(0x7000 + 8 * page, (first + page * PAGE_SIZE) | 7);
     }
     let start = DATA + PAGE_SIZE - 2;
     test.write(start, &[0xb8, 0x11, 0x22, 0x33, 0x44, 0xf4]);
@@ -373,7 +373,7 @@ fn an_instruction_across_two_pages_follows_both() {
         (test.go(), test.reg(gpr::RAX))
     };
     assert_eq!(run(&mut test), (Trap::Halt, 0x4433_2211));
-    test.put(slot, DATA + 3 * PAGE_SIZE | 7);
+    test.put(slot, (DATA + 3 * PAGE_SIZE) | 7);
     test.cpu.flush_tlb_page(DATA + PAGE_SIZE);
     assert_eq!(run(&mut test), (Trap::Halt, 0x7766_5511));
     test.put(slot, 0);

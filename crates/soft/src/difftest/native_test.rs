@@ -81,7 +81,7 @@ impl Engine for Stubs {
             let address = instruction
                 .virtual_address(operand_number, 0, value)
                 .expect("simple");
-            if address % u64::from(form.alignment) != 0 {
+            if !address.is_multiple_of(u64::from(form.alignment)) {
                 return fail(13, 0, 0);
             }
             let last = address.wrapping_add(u64::from(form.size) - 1);

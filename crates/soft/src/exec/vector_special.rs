@@ -312,9 +312,3 @@ impl Cpu {
         &mut self.extended.ymm[..count]
     }
 }
-
-/// Forms handled here, for the table test.
-#[cfg(test)]
-pub(crate) fn is_special(code: Code) -> bool {
-    native::is_emulated(code)
-}
