@@ -22,6 +22,7 @@ use favo_devices::virtio::console::backend::FdPort;
 use favo_devices::virtio::pci::VirtioPci;
 use favo_devices::virtio::rng::RngSpec;
 use favo_devices::virtio::vsock::{VsockHandle, VsockSpec};
+use favo_types::GuestAddress;
 
 use super::{DirectBoot, Ending, MachineError, MachineSpec, host};
 use crate::linux_boot::{Boot, MapEntry, RangeKind};
@@ -163,6 +164,13 @@ fn balloon() -> BalloonSpec {
     }
 }
 
+/// Where a PC's firmware starts, and where an operating system jumps that
+/// wants a reset from it in real mode, as Linux does when all else failed.
+const RESET_VECTOR: GuestAddress = GuestAddress(0xf_fff0);
+/// All the firmware there is: `mov dx, 0cf9h; mov al, 6; out dx, al`, which
+/// resets the machine, and a halt.
+const RESET_CODE: [u8; 9] = [0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee, 0xf4, 0xeb, 0xfd];
+
 /// Puts the ACPI tables and what is booted into memory, and the boot
 /// processor at its entry.
 pub fn place(
@@ -175,6 +183,7 @@ pub fn place(
     let pci = map.pci_windows();
     let tables = AcpiTables::new(&acpi::Platform { vcpus, pci })?;
     memory.write(tables.address, &tables.bytes)?;
+    memory.write(RESET_VECTOR, &RESET_CODE)?;
     Boot {
         kernel: &boot.kernel,
         initrd: &boot.initrd,
