@@ -32,6 +32,16 @@ use crate::{Failure, exit};
 /// 125 is favo's own failure before a command could run; 128 + n, that signal
 /// n stopped it.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  favo run debian:12                         a shell in a throw-away Debian; Ctrl-] stops it
+  favo run debian:12 -- apt-get --version    one command
+  favo run --keep mail debian:12             the same disk again next time
+  favo run --kernel vmlinuz --initrd initrd.img --disk data.qcow2
+
+Exit status: the command's own (128 + n if signal n killed it), or 0 if the guest powered off,
+90 if its kernel panicked, 91 after a triple fault, 92 if it reset the machine, 93 after Ctrl-],
+125 if favo failed before the command could run.")]
 pub struct Args {
     /// The image, like debian:12; see favo image list.
     #[arg(required_unless_present = "kernel", conflicts_with = "kernel")]
@@ -54,7 +64,7 @@ pub struct Args {
     /// Memory, like 512M or 2G.
     #[arg(long, value_name = "SIZE", default_value = "1G")]
     memory: ByteCount,
-    /// Another disk: a raw or qcow2 file, ",ro" behind it for read-only. May be repeated.
+    /// Another disk: FILE[,ro][,format=raw|qcow2]; a backing file must lie beside it. May be repeated.
     #[arg(long, value_name = "FILE[,ro]")]
     disk: Vec<disks::DiskArgument>,
     /// Which engine runs it.

@@ -1,10 +1,10 @@
-//! `--disk FILE[,ro]`.
+//! `--disk FILE[,ro][,format=raw|qcow2]`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use favo_block::{BlockImage, Format, OpenOptions};
+use favo_block::{Backing, BlockImage, Format, OpenOptions};
 use favo_vmm::machine::DiskSpec;
 
 use crate::Failure;
@@ -14,23 +14,41 @@ use crate::Failure;
 pub struct DiskArgument {
     file: PathBuf,
     read_only: bool,
+    format: Format,
 }
 
 impl FromStr for DiskArgument {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (file, read_only) = match text.strip_suffix(",ro") {
-            Some(file) => (file, true),
-            None => (text, false),
-        };
+        // Options are taken off the end: a file's name may hold commas.
+        let (mut file, mut read_only, mut format) = (text, false, None);
+        loop {
+            if let Some(rest) = file.strip_suffix(",ro") {
+                (file, read_only) = (rest, true);
+            } else if let Some(rest) = file.strip_suffix(",format=raw") {
+                (file, format) = (rest, Some(Format::Raw));
+            } else if let Some(rest) = file.strip_suffix(",format=qcow2") {
+                (file, format) = (rest, Some(Format::Qcow2));
+            } else {
+                break;
+            }
+        }
         if file.is_empty() {
             return Err("it names no file".to_owned());
         }
-        Ok(Self {
+        // Never by content: a guest can write a qcow2 header to its raw disk.
+        let by_name = if file.ends_with(".qcow2") {
+            Format::Qcow2
+        } else {
+            Format::Raw
+        };
+        let disk = Self {
             file: file.into(),
             read_only,
-        })
+            format: format.unwrap_or(by_name),
+        };
+        Ok(disk)
     }
 }
 
@@ -40,10 +58,16 @@ impl DiskArgument {
         !self.read_only
     }
 
-    /// Opens and locks the disk.
+    /// Opens and locks the disk. A backing file must lie in the same directory
+    /// or below.
     pub fn open(&self, index: usize) -> Result<DiskSpec, Failure> {
-        let format = Format::probe(&self.file)?;
-        let options = OpenOptions::new(format).read_only(self.read_only);
+        let directory = match self.file.parent() {
+            Some(parent) if parent != Path::new("") => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        let options = OpenOptions::new(self.format)
+            .read_only(self.read_only)
+            .backing(Backing::Within(vec![directory]));
         Ok(DiskSpec {
             disk: Arc::new(BlockImage::open(&self.file, &options)?),
             serial: format!("favo-disk{index}"),

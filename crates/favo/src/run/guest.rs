@@ -158,7 +158,7 @@ fn kept_disk(store: &Store, image: &ImageName, keep: &ImageName) -> Result<PathB
     let directory = store.state_directory().join("disks");
     std::fs::create_dir_all(&directory)
         .map_err(|error| Failure::new(format!("creating {}: {error}", directory.display())))?;
-    let file = directory.join(format!("{}.raw", keep.to_string().replace('/', "_")));
+    let file = directory.join(format!("{}.raw", keep.to_string().replace('/', "%")));
     if !file.exists() {
         let options = ExportOptions {
             file: file.clone(),
