@@ -11,6 +11,10 @@ pub struct Counters {
     pub instructions: u64,
     /// Blocks decoded.
     pub blocks_decoded: u64,
+    /// Pieces of code translated.
+    pub units_translated: u64,
+    /// Times translated code was entered.
+    pub units_entered: u64,
     /// Page walks.
     pub page_walks: u64,
     /// Instructions that are not there, by mnemonic.
@@ -25,6 +29,8 @@ impl Counters {
         let plain = [
             ("instructions", self.instructions),
             ("blocks-decoded", self.blocks_decoded),
+            ("units-translated", self.units_translated),
+            ("units-entered", self.units_entered),
             ("page-walks", self.page_walks),
         ];
         let plain = plain.map(|(name, count)| EventCounter {

@@ -17,6 +17,7 @@ use crate::apic::base;
 use crate::clock::host_tsc;
 use crate::cpu::{Cpu, rflags};
 use crate::interrupt::Source;
+use crate::low::LowBox;
 use crate::mailbox::attention;
 use crate::partition::Shared;
 use crate::trap::{Exception, Trap};
@@ -27,7 +28,7 @@ const SPIN_TICKS_PER_KHZ: u64 = 20;
 /// One processor of a machine on the software engine.
 pub(crate) struct SoftVcpu {
     id: VcpuId,
-    cpu: Box<Cpu>,
+    cpu: LowBox<Cpu>,
     shared: Arc<Shared>,
     activity: Activity,
     nmi_pending: bool,
@@ -61,10 +62,10 @@ impl SoftVcpu {
         shared: Arc<Shared>,
     ) -> Result<Self, AccelError> {
         crate::native::initialize().map_err(|error| AccelError::Unsupported(error.to_string()))?;
-        let cpu = Cpu::new(id.0, cpuid, shared.clone());
+        let cpu = Cpu::new(id.0, cpuid, shared.clone()).map_err(crate::low_memory)?;
         let mut vcpu = Self {
             id,
-            cpu: Box::new(cpu),
+            cpu,
             shared,
             activity: Activity::Running,
             nmi_pending: false,
@@ -249,11 +250,7 @@ impl SoftVcpu {
             self.wait();
             return Ok(None);
         }
-        let deadline = self.cpu.apic.expires();
-        let shared = self.shared.clone();
-        let trap = self
-            .cpu
-            .run(shared.mailbox(self.id.0).attention(), deadline);
+        let trap = self.cpu.run(None);
         self.handle(trap)
     }
 

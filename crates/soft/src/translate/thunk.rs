@@ -1,0 +1,452 @@
+//! The ways between Rust and translated code.
+//!
+//! In translated code the guest's registers lie in the host's: RSP in R9; R9,
+//! R10 and R11 in memory, because R10 and R11 are what translated code
+//! computes with; all others in the register of the same name. The arithmetic
+//! flags are the host's. The host's stack stays the host's. Vector registers
+//! are loaded when a block first needs them ([`Hot::vectors`] says whether
+//! they are) and saved before Rust runs, which may use them.
+//!
+//! A thunk is entered by a jump or a call from translated code and saves what
+//! Rust must see. None of them touches guest memory.
+
+use super::assembler::{Assembler, Opcode, Rm, absolute, at, condition, host, narrow, two, wide};
+use crate::cpu::Cpu;
+use crate::low;
+use crate::native::{EXCEPTION_FLAGS, MXCSR_DEFAULT, MXCSR_MASKS};
+use crate::operation::Operation;
+
+/// What translated code and Rust tell each other, beside the registers.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub(crate) struct Hot {
+    /// Where `enter` goes.
+    pub entry: u64,
+    /// The linear page of the running code.
+    pub page: u64,
+    /// RAX, while flags are moved.
+    spill: u64,
+    /// RCX, while a jump is looked up.
+    spill_count: u64,
+    /// The target of a call, while its return address is pushed.
+    target: u64,
+    /// The arithmetic flags as LAHF and SETO leave them in AX.
+    flags: u64,
+    /// Flags put aside inside a block, in the same form.
+    aside: u64,
+    /// The window into the stack: host address less linear address.
+    window: u64,
+    /// The linear page the window shows.
+    window_tag: u64,
+    /// Offsets in the page below this may begin a window; 0 if there is none.
+    pub window_limit: u64,
+    /// Which edge was left by.
+    pub edge: u32,
+    /// What an indirect jump did before its target was found: see
+    /// [`super::flow::Undo`].
+    pub undo: u32,
+    /// Vector registers are in the host's.
+    vectors: u32,
+    /// MXCSR for Rust.
+    mxcsr: u32,
+}
+
+/// Why translated code came back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub(crate) enum Return {
+    /// An interpreted operation ended the block; its outcome is in the
+    /// translator.
+    Interpreted = 1,
+    /// A jump inside the page whose target is not linked: [`Hot::edge`].
+    Edge = 2,
+    /// A jump to RIP whose target is not in the jump table: [`Hot::undo`].
+    Indirect = 3,
+    /// RIP says where to go on; somebody may want attention.
+    Poll = 4,
+    /// The instruction at RIP must be interpreted.
+    Interpret = 5,
+    /// As `Poll`, and the jump table must not lead here any more.
+    Stale = 6,
+}
+
+/// Addresses of the thunks.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Thunks {
+    /// `extern "C" fn() -> u32`: to [`Hot::entry`].
+    pub enter: u32,
+    /// Called with R10 the operation and R11 its offset in the page: has it
+    /// interpreted, and returns behind it. Vector registers are as before.
+    pub interpret: u32,
+    /// The same; vector registers are not loaded afterwards.
+    pub interpret_plain: u32,
+    /// Called with R11 the offset: loads the vector registers.
+    pub load_vectors: u32,
+    /// Jumped to with R11 the offset to go on at.
+    pub poll: u32,
+    /// Jumped to with R11 the target's offset and R10 the edge.
+    pub edge: u32,
+    /// Jumped to with R11 the target and R10 what to undo.
+    pub indirect: u32,
+    /// Jumped to with R11 the offset of the instruction to interpret.
+    pub must_interpret: u32,
+    /// Jumped to with R11 the offset of a block that holds no more.
+    pub stale: u32,
+    /// Jumped to with R11 a target that nobody knows how to undo.
+    pub lost: u32,
+}
+
+/// Where a processor keeps what translated code uses.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Places {
+    cpu: i32,
+    gpr: i32,
+    rip: i32,
+    vectors: i32,
+    mxcsr: i32,
+    hot: i32,
+}
+
+macro_rules! hot {
+    ($self:expr, $field:ident) => {
+        $self.hot + std::mem::offset_of!(Hot, $field) as i32
+    };
+}
+
+impl Places {
+    pub(super) fn of(cpu: &Cpu) -> Self {
+        Self {
+            cpu: low::address(cpu),
+            gpr: low::address(&raw const cpu.gpr),
+            rip: low::address(&raw const cpu.rip),
+            vectors: low::address(&raw const cpu.extended.ymm),
+            mxcsr: low::address(&raw const cpu.extended.mxcsr),
+            hot: low::address(&raw const cpu.hot),
+        }
+    }
+
+    /// Where a guest register lies that has no host register.
+    pub(super) fn home(&self, register: u8) -> Rm {
+        absolute(self.gpr + 8 * i32::from(register))
+    }
+
+    pub(super) fn page(&self) -> Rm {
+        absolute(hot!(self, page))
+    }
+
+    pub(super) fn target(&self) -> Rm {
+        absolute(hot!(self, target))
+    }
+
+    pub(super) fn window(&self) -> Rm {
+        absolute(hot!(self, window))
+    }
+
+    pub(super) fn window_tag(&self) -> Rm {
+        absolute(hot!(self, window_tag))
+    }
+
+    pub(super) fn window_limit(&self) -> Rm {
+        absolute(hot!(self, window_limit))
+    }
+
+    pub(super) fn vectors(&self) -> i32 {
+        hot!(self, vectors)
+    }
+
+    pub(super) fn spill_count(&self) -> Rm {
+        absolute(hot!(self, spill_count))
+    }
+
+    /// Puts the arithmetic flags aside. Keeps all registers.
+    pub(super) fn put_flags_aside(&self, a: &mut Assembler) {
+        self.save_flags(a, hot!(self, aside));
+    }
+
+    /// Takes them back. Keeps all registers.
+    pub(super) fn take_flags_back(&self, a: &mut Assembler) {
+        self.load_flags(a, hot!(self, aside));
+    }
+
+    fn save_flags(&self, a: &mut Assembler, to: i32) {
+        a.store(absolute(hot!(self, spill)), host::RAX);
+        // LAHF; SETO AL.
+        a.raw(&[0x9f, 0x0f, 0x90, 0xc0]);
+        a.store(absolute(to), host::RAX);
+        a.load(host::RAX, absolute(hot!(self, spill)));
+    }
+
+    fn load_flags(&self, a: &mut Assembler, from: i32) {
+        a.store(absolute(hot!(self, spill)), host::RAX);
+        a.load(host::RAX, absolute(from));
+        // ADD AL, 7FH gives OF; SAHF the others.
+        a.raw(&[0x04, 0x7f, 0x9e]);
+        a.load(host::RAX, absolute(hot!(self, spill)));
+    }
+
+    /// Registers and flags to where Rust sees them. R10 and R11 survive.
+    fn save_registers(&self, a: &mut Assembler) {
+        self.save_flags(a, hot!(self, flags));
+        for register in RESIDENT {
+            a.store(self.home(register), register);
+        }
+        a.store(self.home(4), host::R9);
+    }
+
+    fn load_registers(&self, a: &mut Assembler) {
+        self.load_flags(a, hot!(self, flags));
+        for register in RESIDENT {
+            a.load(register, self.home(register));
+        }
+        a.load(host::R9, self.home(4));
+    }
+
+    /// RIP from the offset in R11; flags change.
+    fn set_rip(&self, a: &mut Assembler) {
+        a.op(wide(0x03), host::R11, self.page(), &[]);
+        a.store(absolute(self.rip), host::R11);
+    }
+}
+
+/// Guest registers that lie in the host register of the same name.
+const RESIDENT: [u8; 12] = [0, 1, 2, 3, 5, 6, 7, 8, 12, 13, 14, 15];
+
+/// VMOVAPS or MOVAPS, as the host has it.
+fn vector_move(store: bool) -> Opcode {
+    Opcode {
+        vex: crate::native::host_has_avx().then_some(super::assembler::Vex {
+            register: 0,
+            long: true,
+            prefix: 0,
+        }),
+        ..two(if store { 0x29 } else { 0x28 })
+    }
+}
+
+/// LDMXCSR and STMXCSR.
+const MXCSR: Opcode = two(0xae);
+const LOAD_MXCSR: u8 = 2;
+const STORE_MXCSR: u8 = 3;
+
+/// Writes the thunks of a processor.
+pub(super) fn write(a: &mut Assembler, places: &Places) -> Thunks {
+    let save_vectors = save_vectors(a, places);
+    let load_vectors = load_vectors(a, places);
+    let mut thunks = Thunks {
+        enter: enter(a, places),
+        ..Thunks::default()
+    };
+    let leave = a.here();
+    // ADD RSP, 8 and the callee-saved registers.
+    a.raw(&[0x48, 0x83, 0xc4, 8]);
+    a.raw(&[
+        0x41, 0x5f, 0x41, 0x5e, 0x41, 0x5d, 0x41, 0x5c, 0x5d, 0x5b, 0xc3,
+    ]);
+    let exit = |a: &mut Assembler, reason: Return, edge: bool, undo: bool, target: bool| {
+        let start = a.here();
+        places.save_registers(a);
+        if edge {
+            a.op(narrow(0x89), host::R10, absolute(hot!(places, edge)), &[]);
+        }
+        if undo {
+            a.op(narrow(0x89), host::R10, absolute(hot!(places, undo)), &[]);
+        }
+        if target {
+            a.store(absolute(places.rip), host::R11);
+        } else {
+            places.set_rip(a);
+        }
+        a.call(save_vectors);
+        a.set32(host::RAX, reason as u32);
+        a.jump(leave);
+        start
+    };
+    thunks.poll = exit(a, Return::Poll, false, false, false);
+    thunks.edge = exit(a, Return::Edge, true, false, false);
+    thunks.indirect = exit(a, Return::Indirect, false, true, true);
+    thunks.must_interpret = exit(a, Return::Interpret, false, false, false);
+    thunks.stale = exit(a, Return::Stale, false, false, false);
+    thunks.lost = a.here();
+    a.set32(host::R10, NO_UNDO);
+    a.jump(thunks.indirect);
+
+    thunks.load_vectors = a.here();
+    a.op(narrow(0x8b), host::R10, absolute(places.mxcsr), &[]);
+    // NOT R10D; TEST R10D, masks.
+    places.save_flags(a, hot!(places, flags));
+    a.raw(&[0x41, 0xf7, 0xd2]);
+    a.op(
+        narrow(0xf7),
+        0,
+        Rm::Register(host::R10),
+        &MXCSR_MASKS.to_le_bytes(),
+    );
+    let unmasked = a.label();
+    a.jump_if(condition::NOT_EQUAL, unmasked);
+    a.call(load_vectors);
+    places.load_flags(a, hot!(places, flags));
+    a.raw(&[0xc3]);
+    a.bind(unmasked);
+    places.load_flags(a, hot!(places, flags));
+    a.lea(host::RSP, at(host::RSP, 8));
+    a.jump(thunks.must_interpret);
+
+    thunks.interpret_plain = interpret(a, places, leave, save_vectors, None);
+    thunks.interpret = interpret(a, places, leave, save_vectors, Some(load_vectors));
+    thunks
+}
+
+fn enter(a: &mut Assembler, places: &Places) -> u32 {
+    let start = a.here();
+    // RBX, RBP, R12 to R15; then the stack is aligned.
+    a.raw(&[
+        0x53, 0x55, 0x41, 0x54, 0x41, 0x55, 0x41, 0x56, 0x41, 0x57, 0x48, 0x83, 0xec, 8,
+    ]);
+    places.load_registers(a);
+    a.jump_memory(absolute(hot!(places, entry)));
+    start
+}
+
+/// Saves the vector registers if they are loaded, and makes the host's usable
+/// for Rust. Changes flags.
+fn save_vectors(a: &mut Assembler, places: &Places) -> u32 {
+    let start = a.here();
+    let done = a.label();
+    a.test_dword(places.vectors());
+    a.jump_if(condition::EQUAL, done);
+    for register in 0..16 {
+        let place = absolute(places.vectors + 32 * i32::from(register));
+        a.op(vector_move(true), register, place, &[]);
+    }
+    a.op(MXCSR, STORE_MXCSR, absolute(places.mxcsr), &[]);
+    a.op(MXCSR, LOAD_MXCSR, absolute(hot!(places, mxcsr)), &[]);
+    // MOV DWORD [vectors], 0.
+    a.op(narrow(0xc7), 0, absolute(places.vectors()), &[0; 4]);
+    if crate::native::host_has_avx() {
+        // VZEROUPPER.
+        a.raw(&[0xc5, 0xf8, 0x77]);
+    }
+    a.bind(done);
+    a.raw(&[0xc3]);
+    start
+}
+
+/// Loads the vector registers; every exception is masked.
+fn load_vectors(a: &mut Assembler, places: &Places) -> u32 {
+    let start = a.here();
+    for register in 0..16 {
+        let place = absolute(places.vectors + 32 * i32::from(register));
+        a.op(vector_move(false), register, place, &[]);
+    }
+    a.op(MXCSR, LOAD_MXCSR, absolute(places.mxcsr), &[]);
+    a.op(
+        narrow(0xc7),
+        0,
+        absolute(places.vectors()),
+        &1u32.to_le_bytes(),
+    );
+    a.raw(&[0xc3]);
+    start
+}
+
+fn interpret(
+    a: &mut Assembler,
+    places: &Places,
+    leave: u32,
+    save_vectors: u32,
+    load_vectors: Option<u32>,
+) -> u32 {
+    let start = a.here();
+    places.save_registers(a);
+    places.set_rip(a);
+    if load_vectors.is_some() {
+        // RBX is saved already, and Rust keeps it.
+        a.load32(host::RBX, absolute(places.vectors()));
+    }
+    a.call(save_vectors);
+    a.set32(host::RDI, places.cpu as u32);
+    // MOV RSI, R10; the stack is 8 off: SUB RSP, 8.
+    a.raw(&[0x4c, 0x89, 0xd6, 0x48, 0x83, 0xec, 8]);
+    a.set64(host::RAX, interpret_operation as *const () as u64);
+    // CALL RAX; ADD RSP, 8; TEST EAX, EAX.
+    a.raw(&[0xff, 0xd0, 0x48, 0x83, 0xc4, 8, 0x85, 0xc0]);
+    let ends = a.label();
+    a.jump_if(condition::NOT_EQUAL, ends);
+    if let Some(load_vectors) = load_vectors {
+        let plain = a.label();
+        // TEST EBX, EBX.
+        a.raw(&[0x85, 0xdb]);
+        a.jump_if(condition::EQUAL, plain);
+        // Rust has seen to it that exceptions are masked.
+        a.call(load_vectors);
+        a.bind(plain);
+    }
+    places.load_registers(a);
+    a.raw(&[0xc3]);
+    a.bind(ends);
+    a.raw(&[0x48, 0x83, 0xc4, 8]);
+    a.set32(host::RAX, Return::Interpreted as u32);
+    a.jump(leave);
+    start
+}
+
+/// For [`Hot::undo`]: unknown.
+pub(super) const NO_UNDO: u32 = u32::MAX;
+
+/// Nothing loaded, nothing known.
+pub(crate) const fn initial() -> Hot {
+    Hot {
+        entry: 0,
+        page: 0,
+        spill: 0,
+        spill_count: 0,
+        target: 0,
+        flags: 0,
+        aside: 0,
+        window: 0,
+        window_tag: 0,
+        window_limit: 0,
+        edge: 0,
+        undo: 0,
+        vectors: 0,
+        mxcsr: MXCSR_DEFAULT,
+    }
+}
+
+impl Hot {
+    /// RFLAGS bits from LAHF and SETO.
+    pub(crate) fn arithmetic(&self) -> u64 {
+        self.flags >> 8 & 0xd5 | (self.flags & 1) << 11
+    }
+
+    /// The other way round.
+    pub(crate) fn set_arithmetic(&mut self, bits: u64) {
+        self.flags = (bits & 0xd5 | 2) << 8 | bits >> 11 & 1;
+    }
+}
+
+/// Runs one operation for translated code. Zero if it is complete and the
+/// next one follows; otherwise the outcome lies in the translator.
+extern "C" fn interpret_operation(cpu: *mut Cpu, operation: *const Operation) -> u32 {
+    // SAFETY: thunks pass the processor they were written for, which is not
+    // borrowed while its translated code runs, and operations of blocks that
+    // the translator keeps alive.
+    let (cpu, operation) = unsafe { (&mut *cpu, &*operation) };
+    cpu.arithmetic = crate::flags::ArithmeticFlags::from_bits(cpu.hot.arithmetic());
+    let next = cpu.rip.wrapping_add(operation.length.into());
+    cpu.leave_block = false;
+    let outcome = (operation.handler)(cpu, operation);
+    let goes_on = outcome.is_ok()
+        && !cpu.leave_block
+        && cpu.rip == next
+        && cpu.extended.mxcsr & MXCSR_MASKS == MXCSR_MASKS;
+    if goes_on {
+        let bits = cpu.arithmetic.bits();
+        cpu.hot.set_arithmetic(bits);
+        return 0;
+    }
+    cpu.translator.outcome = outcome;
+    1
+}
+
+const _: () = assert!(EXCEPTION_FLAGS == 0x3f && condition::EQUAL == 4);
