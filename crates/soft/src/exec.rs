@@ -43,6 +43,10 @@ impl Cpu {
         mailbox.set_running(true);
         let trap = self.run_blocks(&shared, mailbox, limit.unwrap_or(u64::MAX));
         mailbox.set_running(false);
+        if limit.is_some() {
+            // The caller's own alarm.
+            mailbox.take(attention::TIMER);
+        }
         trap
     }
 

@@ -221,11 +221,16 @@ impl Mailbox {
         self.startup_vector.load(Ordering::SeqCst)
     }
 
+    /// Something waits that the processor's blocks can't do.
+    pub(crate) fn wants_caller(&self) -> bool {
+        self.attention.load(Ordering::SeqCst) & !attention::CACHES != 0
+    }
+
     /// Sleeps until something is raised, or `timeout` is over.
     pub(crate) fn sleep(&self, timeout: Option<Duration>) {
         let guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
         self.sleeping.store(true, Ordering::SeqCst);
-        if self.attention.load(Ordering::SeqCst) == 0 {
+        if !self.wants_caller() {
             match timeout {
                 Some(timeout) => drop(self.woken.wait_timeout(guard, timeout)),
                 None => drop(self.woken.wait(guard)),

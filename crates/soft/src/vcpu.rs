@@ -101,7 +101,7 @@ impl SoftVcpu {
     /// to return.
     fn collect(&mut self) -> bool {
         let mailbox = self.shared.mailbox(self.id.0);
-        let raised = mailbox.take(u32::MAX);
+        let raised = mailbox.take(!attention::CACHES);
         if raised & attention::INTERRUPT != 0 {
             let apic = &mut self.cpu.apic;
             mailbox.take_interrupts(|vector, level| apic.accept(vector, level));
@@ -205,11 +205,7 @@ impl SoftVcpu {
         let khz = u64::from(self.shared.tsc_khz);
         let spin_until = host_tsc() + khz * SPIN_TICKS_PER_KHZ / 1000;
         loop {
-            if mailbox
-                .attention()
-                .load(std::sync::atomic::Ordering::Relaxed)
-                != 0
-            {
+            if mailbox.wants_caller() {
                 return;
             }
             let now = host_tsc();
