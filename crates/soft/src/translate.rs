@@ -50,11 +50,13 @@ const THRESHOLD: u32 = 12;
 /// The most blocks in a unit.
 const MOST_BLOCKS: usize = 6;
 
-/// Bits of a linear address that make an index in the jump table: six of the
-/// offset in the page, nine of the page.
-pub(crate) const JUMP_MASK: u64 = 0x1f_f03f;
-const OFFSETS: usize = 64;
-const JUMPS: usize = 1 << 15;
+/// Bits of a linear address that make an index in the jump table: nine of the
+/// offset in the page (functions begin at multiples of 16, and two calls
+/// hardly ever return to the same eight bytes), seven of the page.
+pub(crate) const JUMP_MASK: u64 = 0x7_fff8;
+/// Indices that one page has.
+const OFFSETS: usize = 512;
+const JUMPS: usize = 1 << 16;
 
 /// How modes are counted: a translation table and whether vector instructions
 /// may run as they are.
@@ -140,6 +142,8 @@ struct Machine {
     tables: [LowBox<JumpTable>; 3],
     /// Indices filled with pages that are not global.
     local: [Vec<u16>; 3],
+    /// Groups of indices of a page that may have something in them.
+    filled: [u128; 3],
     /// Vector instructions ran as they are when the tables were filled.
     vectors: [bool; 3],
     units: Vec<Unit>,
@@ -154,8 +158,10 @@ struct Machine {
 unsafe impl Send for Translator {}
 
 fn jump_index(linear: u64) -> usize {
-    ((linear & 0x3f) | (linear >> 12 & 0x1ff) << 6) as usize
+    (linear >> 3) as usize % JUMPS
 }
+
+const _: () = assert!(JUMP_MASK == (JUMPS as u64 - 1) << 3);
 
 /// A key that no address with this index has.
 fn empty_key(index: usize) -> u64 {
@@ -163,7 +169,7 @@ fn empty_key(index: usize) -> u64 {
         // Not an address; the index may be asked for with any.
         return 0x8bad_c0de_5eed_f00du64.wrapping_neg();
     }
-    (((index ^ 1) & 0x3f) as u64).wrapping_neg()
+    (((index ^ 1) as u64) << 3).wrapping_neg()
 }
 
 impl Translator {
@@ -178,7 +184,8 @@ impl Translator {
 
     /// Prepares a processor that lies where it will stay, in low memory.
     pub(crate) fn start(cpu: &mut Cpu) -> std::io::Result<()> {
-        let capable = std::arch::is_x86_feature_detected!("bmi2");
+        let capable = std::arch::is_x86_feature_detected!("bmi2")
+            && std::arch::is_x86_feature_detected!("xsave");
         if !capable || std::env::var_os("FAVO_NO_TRANSLATION").is_some() {
             return Ok(());
         }
@@ -237,12 +244,8 @@ impl Translator {
         let Some(machine) = &mut self.machine else {
             return;
         };
-        let first = jump_index(linear & !0xfff);
-        for table in &mut machine.tables {
-            for index in first..first + OFFSETS {
-                table.keys[index] = empty_key(index);
-            }
-        }
+        let group = jump_index(linear & !0xfff) / OFFSETS;
+        (0..3).for_each(|table| machine.clear_group(table, group));
     }
 
     /// Code of a page was written: what was made of it must not run again.
@@ -292,6 +295,7 @@ impl Machine {
             thunks,
             tables,
             local: Default::default(),
+            filled: [u128::MAX; 3],
             vectors: [false; 3],
             units: Vec::new(),
             edges: Vec::new(),
@@ -307,10 +311,20 @@ impl Machine {
     }
 
     fn clear_table(&mut self, table: usize) {
-        for (index, key) in self.tables[table].keys.iter_mut().enumerate() {
-            *key = empty_key(index);
-        }
+        (0..JUMPS / OFFSETS).for_each(|group| self.clear_group(table, group));
         self.local[table].clear();
+    }
+
+    fn clear_group(&mut self, table: usize, group: usize) {
+        if self.filled[table] >> group & 1 == 0 {
+            return;
+        }
+        self.filled[table] &= !(1 << group);
+        let first = group * OFFSETS;
+        let keys = &mut self.tables[table].keys[first..first + OFFSETS];
+        for (offset, key) in keys.iter_mut().enumerate() {
+            *key = empty_key(first + offset);
+        }
     }
 
     /// Gives up everything.
@@ -353,6 +367,7 @@ impl Machine {
         }
         let jumps = &mut self.tables[table];
         jumps.keys[index] = linear.wrapping_neg();
+        self.filled[table] |= 1 << (index / OFFSETS);
         jumps.codes[index] = self.units[unit as usize].far_entry.into();
         if !global {
             if self.local[table].len() >= JUMPS {

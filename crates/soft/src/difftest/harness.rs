@@ -174,6 +174,17 @@ impl Tester<'_> {
         }
         self.oracle.load_code(&bytes);
         self.engine.load_code(&bytes);
+        let mut soft = self.engine.run(state, instructions.len());
+        let somewhere_low = |address: &u64| LOW.contains(address);
+        let fault_address = soft.fault.map(|fault| fault.address);
+        if fault_address
+            .iter()
+            .chain([&soft.state.rip])
+            .any(somewhere_low)
+        {
+            self.refill(&mut Random::new(case));
+            return Ok(());
+        }
         let (mut host_state, mut host_fault) = self.oracle.run(state);
         if let Some(fault) = host_fault
             && fault.vector == 14
@@ -190,7 +201,6 @@ impl Tester<'_> {
                 fault: host_fault,
             }
         };
-        let mut soft = self.engine.run(state, instructions.len());
         let mut host = host;
         for outcome in [&mut host, &mut soft] {
             if let Some(fault) = &mut outcome.fault
@@ -200,10 +210,6 @@ impl Tester<'_> {
                 // The kernel's pages are present on the host.
                 fault.error_code &= !1;
             }
-        }
-        if soft.fault.is_some_and(|fault| LOW.contains(&fault.address)) {
-            self.refill(&mut Random::new(case));
-            return Ok(());
         }
         self.summary.cases += 1;
         self.summary.faults += u64::from(host.fault.is_some());

@@ -16,7 +16,6 @@ pub(super) mod host {
     pub const RBX: Register = 3;
     pub const RSP: Register = 4;
     pub const RBP: Register = 5;
-    pub const RSI: Register = 6;
     pub const RDI: Register = 7;
     pub const R9: Register = 9;
     pub const R10: Register = 10;
@@ -272,11 +271,6 @@ impl Assembler {
         }
         self.raw(&[0x48 | to >> 3, 0xb8 | to & 7]);
         self.raw(&value.to_le_bytes());
-    }
-
-    /// CMP BYTE [address], 0.
-    pub(super) fn test_byte(&mut self, address: i32) {
-        self.op(narrow(0x80), 7, absolute(address), &[0]);
     }
 
     /// CMP DWORD [address], 0.

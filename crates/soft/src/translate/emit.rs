@@ -10,7 +10,7 @@ use super::assembler::{
     Assembler, Label, Register, Rm, absolute, at, condition, host, narrow, wide,
 };
 use super::form::{Fields, Memory, number};
-use super::thunk::{Places, Thunks};
+use super::thunk::{Places, Thunks, X87};
 use super::unit::Item;
 use crate::mmu::{ENTRIES, LINE_BITS, Line};
 
@@ -42,13 +42,16 @@ pub(super) enum Cold {
         resume: Label,
         item: usize,
         aside: bool,
+        noted: Option<Noted>,
     },
-    /// Load the vector registers.
-    Vectors {
+    /// Load vector or x87 registers.
+    Load {
         from: Label,
         resume: Label,
+        load: u32,
         offset: u32,
         aside: bool,
+        noted: Option<Noted>,
     },
     /// Leave, to go on at an offset.
     Poll { from: Label, offset: u32 },
@@ -63,6 +66,13 @@ pub(super) enum Cold {
         edge: u32,
         aside: bool,
     },
+}
+
+/// The last x87 instruction, where that is not written down yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Noted {
+    pub offset: u32,
+    pub opcode: u16,
 }
 
 /// A jump inside the page, to be linked when its target is there.
@@ -122,6 +132,9 @@ pub(super) struct Emitter<'a> {
     pub depth: Option<i32>,
     /// The block uses vector registers; they are loaded.
     pub vectors: bool,
+    /// The same of x87 registers.
+    pub x87: bool,
+    pub noted: Option<Noted>,
 }
 
 impl Emitter<'_> {
@@ -151,12 +164,24 @@ impl Emitter<'_> {
     /// certainly writes those in `written`, or before an exit.
     pub(super) fn want_flags(&mut self, read: u16, written: u16) {
         const ALL: u16 = crate::cpu::rflags::ARITHMETIC as u16;
+        if read == u16::MAX {
+            self.write_noted();
+        }
         if !self.aside || read | written == 0 {
             return;
         }
         self.aside = false;
         if read != 0 || written != ALL {
             self.context.places.take_flags_back(&mut self.a);
+        }
+    }
+
+    /// Writes down the last x87 instruction.
+    fn write_noted(&mut self) {
+        if let Some(Noted { offset, opcode }) = self.noted.take() {
+            self.context
+                .places
+                .note_instruction(&mut self.a, offset, opcode);
         }
     }
 
@@ -247,6 +272,7 @@ impl Emitter<'_> {
             resume,
             item,
             aside: self.aside,
+            noted: self.noted,
         });
         (resume, Checked::Here)
     }
@@ -289,8 +315,8 @@ impl Emitter<'_> {
         live: bool,
     ) -> (Option<Label>, Checked) {
         if let (Some((low, high)), Some(depth)) = (self.window, self.depth) {
-            let first = depth + displacement;
-            if first >= low && first + i32::from(memory.size) <= high {
+            let first = depth.saturating_add(displacement);
+            if first >= low && first.saturating_add(memory.size.into()) <= high {
                 let window = self.context.places.window();
                 self.a.load(host::R10, window);
                 return (None, Checked::Window(displacement));
@@ -332,13 +358,15 @@ impl Emitter<'_> {
         let Item {
             operation, offset, ..
         } = self.items[item];
+        let x87 = match super::form::touches_x87(&self.items[item].instruction) {
+            false => X87::Stay,
+            true if self.x87 => X87::Keep,
+            true => X87::Save,
+        };
         self.a.set64(host::R10, operation as u64);
         self.a.set32(host::R11, offset);
-        self.a.call(if self.vectors {
-            self.context.thunks.interpret
-        } else {
-            self.context.thunks.interpret_plain
-        });
+        self.a
+            .call(self.context.thunks.interpret[usize::from(self.vectors)][x87 as usize]);
     }
 
     /// An instruction copied with its own registers replaced by the host's.
@@ -413,6 +441,61 @@ impl Emitter<'_> {
         }
     }
 
+    /// An x87 instruction.
+    pub(super) fn x87(
+        &mut self,
+        item: usize,
+        encoding: Option<&super::encoding::Encoding<'_>>,
+        memory: Option<Memory>,
+        noted: Option<u16>,
+    ) {
+        let (read, written) = super::form::flags(&self.items[item].instruction);
+        let offset = self.items[item].offset;
+        match (encoding, memory) {
+            (Some(encoding), Some(memory)) => {
+                let live = self.items[item].live_in;
+                if !self.address(item) {
+                    return self.interpret(item);
+                }
+                if noted.is_some() {
+                    self.note_operand(item);
+                }
+                let (resume, checked) = self.check(item, memory, live);
+                self.a.op(encoding.opcode, encoding.reg, checked.rm(), &[]);
+                self.noted = noted.map(|opcode| Noted { offset, opcode }).or(self.noted);
+                self.a.bind(resume);
+            }
+            _ => {
+                self.want_flags(read, written);
+                let bytes = self.items[item].bytes;
+                self.a.raw(bytes);
+                self.noted = noted.map(|opcode| Noted { offset, opcode }).or(self.noted);
+            }
+        }
+    }
+
+    /// The operand's offset is its linear address but for a segment's base.
+    fn note_operand(&mut self, item: usize) {
+        use iced_x86::Register;
+        let segment = self.items[item].instruction.memory_segment();
+        let number = (segment as u8).wrapping_sub(Register::ES as u8);
+        if matches!(segment, Register::FS | Register::GS) {
+            // Take the base off again.
+            let base = absolute(self.context.bases + 8 * i32::from(number));
+            self.a.load(host::R10, base);
+            // NOT R10 changes no flags: -base = not base + 1.
+            self.a.op(wide(0xf7), 2, Rm::Register(host::R10), &[]);
+            let offset = Rm::Memory(Some(host::R11), Some((host::R10, 0)), 1);
+            self.a.lea(host::R11, offset);
+            self.context.places.note_operand(&mut self.a, number);
+            self.a.load(host::R10, base);
+            let linear = Rm::Memory(Some(host::R11), Some((host::R10, 0)), 0);
+            self.a.lea(host::R11, linear);
+            return;
+        }
+        self.context.places.note_operand(&mut self.a, number);
+    }
+
     fn lea(&mut self, item: usize, encoding: &super::encoding::Encoding<'_>) {
         let instruction = &self.items[item].instruction;
         let size = instruction.op0_register().size();
@@ -447,26 +530,33 @@ impl Emitter<'_> {
                     resume,
                     item,
                     aside,
+                    noted,
                 } => {
                     self.a.bind(from);
+                    self.noted = noted;
+                    self.write_noted();
                     if aside {
                         places.take_flags_back(&mut self.a);
                     }
                     self.call_interpreter(item);
                     self.a.jump_to(resume);
                 }
-                Cold::Vectors {
+                Cold::Load {
                     from,
                     resume,
+                    load,
                     offset,
                     aside,
+                    noted,
                 } => {
                     self.a.bind(from);
+                    self.noted = noted;
+                    self.write_noted();
                     if aside {
                         places.take_flags_back(&mut self.a);
                     }
                     self.a.set32(host::R11, offset);
-                    self.a.call(self.context.thunks.load_vectors);
+                    self.a.call(load);
                     self.a.jump_to(resume);
                 }
                 Cold::Poll { from, offset } => {

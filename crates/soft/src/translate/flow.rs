@@ -78,6 +78,11 @@ impl Emitter<'_> {
             Form::Push(what) => self.push(item, what),
             Form::Pop(register) => self.pop(item, register),
             Form::Leave => self.leave(item),
+            Form::X87 {
+                encoding,
+                memory,
+                noted,
+            } => self.x87(item, encoding.as_ref(), memory, noted),
             Form::ConditionalJump(code) => self.conditional(item, code),
             Form::Jump => self.jump(item),
             Form::Call => self.call(item),
@@ -207,6 +212,7 @@ impl Emitter<'_> {
             resume,
             item,
             aside: false,
+            noted: self.noted,
         });
         self.a.bind(resume);
     }

@@ -7,6 +7,7 @@ use iced_x86::{
 
 use super::encoding::Encoding;
 use crate::cpu::rflags::ARITHMETIC;
+use crate::exec::x87::opcode as x87_opcode;
 use crate::exec::{system, vector_special};
 use crate::native::{self, MemoryAccess, Unit};
 use crate::operation::Operation;
@@ -78,6 +79,13 @@ pub(super) enum Form<'a> {
     },
     /// RET; so many bytes are released.
     Return(u16),
+    /// An x87 instruction: copied, its memory operand replaced.
+    X87 {
+        encoding: Option<Encoding<'a>>,
+        memory: Option<Memory>,
+        /// The opcode, if it is noted as the last x87 instruction.
+        noted: Option<u16>,
+    },
     /// PAUSE.
     Pause,
     /// The interpreter does it.
@@ -419,9 +427,15 @@ fn vector<'a>(instruction: &Instruction, bytes: &'a [u8]) -> Form<'a> {
     if vector_special::prepare(instruction, &mut unused).is_some() {
         return Form::Interpret;
     }
+    if let Some(form) = x87_control(instruction, bytes) {
+        return form;
+    }
     let Some(native) = native::lookup(instruction) else {
         return Form::Interpret;
     };
+    if native.form.unit == Unit::X87 {
+        return x87(bytes, native.form, Some(x87_opcode(bytes) & 0x7ff));
+    }
     if !matches!(native.form.unit, Unit::Sse | Unit::Avx) {
         return Form::Interpret;
     }
@@ -434,6 +448,82 @@ fn vector<'a>(instruction: &Instruction, bytes: &'a [u8]) -> Form<'a> {
         }),
     };
     copy(instruction, bytes, memory, true)
+}
+
+/// x87 control instructions that can be copied; None if it is none of them.
+fn x87_control<'a>(instruction: &Instruction, bytes: &'a [u8]) -> Option<Form<'a>> {
+    use Mnemonic::*;
+    let store = |size| Form::X87 {
+        encoding: Encoding::of(bytes),
+        memory: Some(Memory {
+            size,
+            write: true,
+            alignment: 1,
+        }),
+        noted: None,
+    };
+    let plain = |noted| Form::X87 {
+        encoding: None,
+        memory: None,
+        noted,
+    };
+    Some(match instruction.mnemonic() {
+        Fnstcw => store(2),
+        Fnstsw if instruction.op0_kind() == OpKind::Memory => store(2),
+        // No exception is pending while all of them are masked, and that is
+        // looked at when the registers are loaded.
+        Fnstsw | Fnclex | Wait => plain(None),
+        Fnop => plain(Some(x87_opcode(bytes) & 0x7ff)),
+        Fldcw | Fninit | Fneni | Fndisi | Fnsetpm | Fnstenv | Fldenv | Fnsave | Frstor => {
+            Form::Interpret
+        }
+        _ => return None,
+    })
+}
+
+fn x87<'a>(bytes: &'a [u8], form: &native::Form, noted: Option<u16>) -> Form<'a> {
+    let memory = match form.access {
+        MemoryAccess::None => None,
+        access => Some(Memory {
+            size: form.size.into(),
+            write: access == MemoryAccess::Write,
+            alignment: 1,
+        }),
+    };
+    let encoding = memory.and_then(|_| Encoding::of(bytes));
+    if memory.is_some() && encoding.is_none() {
+        return Form::Interpret;
+    }
+    Form::X87 {
+        encoding,
+        memory,
+        noted,
+    }
+}
+
+/// Whether the interpreter needs the x87 registers for an instruction.
+pub(super) fn touches_x87(instruction: &Instruction) -> bool {
+    use iced_x86::CpuidFeature as F;
+    instruction.is_invalid()
+        || instruction.cpuid_features().iter().any(|feature| {
+            matches!(
+                feature,
+                F::FPU
+                    | F::FPU287
+                    | F::FPU387
+                    | F::MMX
+                    | F::FXSR
+                    | F::XSAVE
+                    | F::XSAVEC
+                    | F::XSAVEOPT
+                    | F::XSAVES
+                    | F::D3NOW
+                    | F::D3NOWEXT
+            )
+        })
+        || (0..instruction.op_count()).any(|n| {
+            instruction.op_kind(n) == OpKind::Register && instruction.op_register(n).is_mm()
+        })
 }
 
 /// The form of an instruction with a ModRM byte.

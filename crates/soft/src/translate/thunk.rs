@@ -47,6 +47,8 @@ pub(crate) struct Hot {
     pub undo: u32,
     /// Vector registers are in the host's.
     vectors: u32,
+    /// So are the x87 registers.
+    x87: u32,
     /// MXCSR for Rust.
     mxcsr: u32,
 }
@@ -76,12 +78,14 @@ pub(crate) struct Thunks {
     /// `extern "C" fn() -> u32`: to [`Hot::entry`].
     pub enter: u32,
     /// Called with R10 the operation and R11 its offset in the page: has it
-    /// interpreted, and returns behind it. Vector registers are as before.
-    pub interpret: u32,
-    /// The same; vector registers are not loaded afterwards.
-    pub interpret_plain: u32,
+    /// interpreted, and returns behind it. The first index says whether vector
+    /// registers are as before or not loaded afterwards, the second what
+    /// becomes of x87.
+    pub interpret: [[u32; 3]; 2],
     /// Called with R11 the offset: loads the vector registers.
     pub load_vectors: u32,
+    /// Called with R11 the offset: loads the x87 registers.
+    pub load_x87: u32,
     /// Jumped to with R11 the offset to go on at.
     pub poll: u32,
     /// Jumped to with R11 the target's offset and R10 the edge.
@@ -96,6 +100,17 @@ pub(crate) struct Thunks {
     pub lost: u32,
 }
 
+/// What becomes of the x87 registers while Rust runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum X87 {
+    /// They stay in the host's: Rust does not touch them.
+    Stay,
+    /// The operation needs them; they are not loaded afterwards.
+    Save,
+    /// The operation needs them, and so does what follows.
+    Keep,
+}
+
 /// Where a processor keeps what translated code uses.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Places {
@@ -104,6 +119,14 @@ pub(crate) struct Places {
     rip: i32,
     vectors: i32,
     mxcsr: i32,
+    x87: i32,
+    header: i32,
+    fip: i32,
+    fdp: i32,
+    fop: i32,
+    fcs: i32,
+    fds: i32,
+    selectors: i32,
     hot: i32,
 }
 
@@ -121,6 +144,14 @@ impl Places {
             rip: low::address(&raw const cpu.rip),
             vectors: low::address(&raw const cpu.extended.ymm),
             mxcsr: low::address(&raw const cpu.extended.mxcsr),
+            x87: low::address(&raw const cpu.extended.x87),
+            header: low::address(&raw const cpu.extended.header),
+            fip: low::address(&raw const cpu.extended.fip),
+            fdp: low::address(&raw const cpu.extended.fdp),
+            fop: low::address(&raw const cpu.extended.fop),
+            fcs: low::address(&raw const cpu.extended.fcs),
+            fds: low::address(&raw const cpu.extended.fds),
+            selectors: low::address(&raw const cpu.segments[0].selector),
             hot: low::address(&raw const cpu.hot),
         }
     }
@@ -152,6 +183,39 @@ impl Places {
 
     pub(super) fn vectors(&self) -> i32 {
         hot!(self, vectors)
+    }
+
+    pub(super) fn x87(&self) -> i32 {
+        hot!(self, x87)
+    }
+
+    /// Notes an operand of an x87 instruction: its offset is in R11. Uses R10.
+    pub(super) fn note_operand(&self, a: &mut Assembler, segment: u8) {
+        a.store(absolute(self.fdp), host::R11);
+        self.copy_selector(a, segment, self.fds);
+    }
+
+    /// Notes an x87 instruction. Uses R10.
+    pub(super) fn note_instruction(&self, a: &mut Assembler, offset: u32, opcode: u16) {
+        a.load(host::R10, self.page());
+        a.lea(host::R10, at(host::R10, offset as i32));
+        a.store(absolute(self.fip), host::R10);
+        let word = Opcode {
+            operand_size: true,
+            ..narrow(0xc7)
+        };
+        a.op(word, 0, absolute(self.fop), &opcode.to_le_bytes());
+        self.copy_selector(a, CS, self.fcs);
+    }
+
+    fn copy_selector(&self, a: &mut Assembler, segment: u8, to: i32) {
+        let from = self.selectors + i32::from(segment) * size_of::<crate::cpu::Segment>() as i32;
+        a.load32(host::R10, absolute(from));
+        let word = Opcode {
+            operand_size: true,
+            ..narrow(0x89)
+        };
+        a.op(word, host::R10, absolute(to), &[]);
     }
 
     pub(super) fn spill_count(&self) -> Rm {
@@ -208,6 +272,9 @@ impl Places {
     }
 }
 
+/// The number of CS.
+const CS: u8 = 1;
+
 /// Guest registers that lie in the host register of the same name.
 const RESIDENT: [u8; 12] = [0, 1, 2, 3, 5, 6, 7, 8, 12, 13, 14, 15];
 
@@ -232,6 +299,8 @@ const STORE_MXCSR: u8 = 3;
 pub(super) fn write(a: &mut Assembler, places: &Places) -> Thunks {
     let save_vectors = save_vectors(a, places);
     let load_vectors = load_vectors(a, places);
+    let save_x87 = save_x87(a, places);
+    let load_x87 = load_x87(a, places);
     let mut thunks = Thunks {
         enter: enter(a, places),
         ..Thunks::default()
@@ -257,6 +326,7 @@ pub(super) fn write(a: &mut Assembler, places: &Places) -> Thunks {
             places.set_rip(a);
         }
         a.call(save_vectors);
+        a.call(save_x87);
         a.set32(host::RAX, reason as u32);
         a.jump(leave);
         start
@@ -291,9 +361,49 @@ pub(super) fn write(a: &mut Assembler, places: &Places) -> Thunks {
     a.lea(host::RSP, at(host::RSP, 8));
     a.jump(thunks.must_interpret);
 
-    thunks.interpret_plain = interpret(a, places, leave, save_vectors, None);
-    thunks.interpret = interpret(a, places, leave, save_vectors, Some(load_vectors));
+    thunks.load_x87 = a.here();
+    places.save_flags(a, hot!(places, flags));
+    // MOVZX R10D, WORD [control word]; NOT R10D; TEST R10D, masks.
+    a.op(two(0xb7), host::R10, absolute(places.x87), &[]);
+    a.raw(&[0x41, 0xf7, 0xd2]);
+    a.op(
+        narrow(0xf7),
+        0,
+        Rm::Register(host::R10),
+        &EXCEPTION_FLAGS.to_le_bytes(),
+    );
+    let unmasked = a.label();
+    a.jump_if(condition::NOT_EQUAL, unmasked);
+    a.call(load_x87);
+    places.load_flags(a, hot!(places, flags));
+    a.raw(&[0xc3]);
+    a.bind(unmasked);
+    places.load_flags(a, hot!(places, flags));
+    a.lea(host::RSP, at(host::RSP, 8));
+    a.jump(thunks.must_interpret);
+
+    let routines = Routines {
+        leave,
+        save_vectors,
+        load_vectors,
+        save_x87,
+        load_x87,
+    };
+    for (keep, thunks) in thunks.interpret.iter_mut().enumerate() {
+        for (thunk, x87) in thunks.iter_mut().zip([X87::Stay, X87::Save, X87::Keep]) {
+            *thunk = interpret(a, places, &routines, keep == 1, x87);
+        }
+    }
     thunks
+}
+
+/// Pieces of thunks.
+struct Routines {
+    leave: u32,
+    save_vectors: u32,
+    load_vectors: u32,
+    save_x87: u32,
+    load_x87: u32,
 }
 
 fn enter(a: &mut Assembler, places: &Places) -> u32 {
@@ -349,21 +459,68 @@ fn load_vectors(a: &mut Assembler, places: &Places) -> u32 {
     start
 }
 
+/// Saves the x87 registers if they are loaded. Changes flags and R10; RAX and
+/// RDX are saved already.
+fn save_x87(a: &mut Assembler, places: &Places) -> u32 {
+    let start = a.here();
+    let done = a.label();
+    a.test_dword(places.x87());
+    a.jump_if(condition::EQUAL, done);
+    only_x87(a);
+    // XSAVE64.
+    let xsave = Opcode {
+        wide: true,
+        ..two(0xae)
+    };
+    a.op(xsave, 4, absolute(places.x87), &[]);
+    a.op(narrow(0xc7), 0, absolute(places.x87()), &[0; 4]);
+    a.bind(done);
+    a.raw(&[0xc3]);
+    start
+}
+
+/// Loads the x87 registers. Keeps RAX and RDX.
+fn load_x87(a: &mut Assembler, places: &Places) -> u32 {
+    let start = a.here();
+    // PUSH RAX; PUSH RDX.
+    a.raw(&[0x50, 0x52]);
+    only_x87(a);
+    a.op(wide(0xc7), 0, absolute(places.header), &1u32.to_le_bytes());
+    let xrstor = Opcode {
+        wide: true,
+        ..two(0xae)
+    };
+    a.op(xrstor, 5, absolute(places.x87), &[]);
+    a.op(narrow(0xc7), 0, absolute(places.x87()), &1u32.to_le_bytes());
+    a.raw(&[0x5a, 0x58, 0xc3]);
+    start
+}
+
+/// EDX:EAX for XSAVE and XRSTOR.
+fn only_x87(a: &mut Assembler) {
+    a.set32(host::RAX, 1);
+    a.set32(host::RDX, 0);
+}
+
 fn interpret(
     a: &mut Assembler,
     places: &Places,
-    leave: u32,
-    save_vectors: u32,
-    load_vectors: Option<u32>,
+    routines: &Routines,
+    keep_vectors: bool,
+    x87: X87,
 ) -> u32 {
     let start = a.here();
     places.save_registers(a);
     places.set_rip(a);
-    if load_vectors.is_some() {
-        // RBX is saved already, and Rust keeps it.
+    // RBX and RBP are saved already, and Rust keeps them.
+    if keep_vectors {
         a.load32(host::RBX, absolute(places.vectors()));
     }
-    a.call(save_vectors);
+    a.call(routines.save_vectors);
+    if x87 != X87::Stay {
+        a.load32(host::RBP, absolute(places.x87()));
+        a.call(routines.save_x87);
+    }
     a.set32(host::RDI, places.cpu as u32);
     // MOV RSI, R10; the stack is 8 off: SUB RSP, 8.
     a.raw(&[0x4c, 0x89, 0xd6, 0x48, 0x83, 0xec, 8]);
@@ -372,21 +529,30 @@ fn interpret(
     a.raw(&[0xff, 0xd0, 0x48, 0x83, 0xc4, 8, 0x85, 0xc0]);
     let ends = a.label();
     a.jump_if(condition::NOT_EQUAL, ends);
-    if let Some(load_vectors) = load_vectors {
+    // Rust has seen to it that exceptions are masked.
+    if keep_vectors {
         let plain = a.label();
         // TEST EBX, EBX.
         a.raw(&[0x85, 0xdb]);
         a.jump_if(condition::EQUAL, plain);
-        // Rust has seen to it that exceptions are masked.
-        a.call(load_vectors);
+        a.call(routines.load_vectors);
+        a.bind(plain);
+    }
+    if x87 == X87::Keep {
+        let plain = a.label();
+        // TEST EBP, EBP.
+        a.raw(&[0x85, 0xed]);
+        a.jump_if(condition::EQUAL, plain);
+        a.call(routines.load_x87);
         a.bind(plain);
     }
     places.load_registers(a);
     a.raw(&[0xc3]);
     a.bind(ends);
+    a.call(routines.save_x87);
     a.raw(&[0x48, 0x83, 0xc4, 8]);
     a.set32(host::RAX, Return::Interpreted as u32);
-    a.jump(leave);
+    a.jump(routines.leave);
     start
 }
 
@@ -409,6 +575,7 @@ pub(crate) const fn initial() -> Hot {
         edge: 0,
         undo: 0,
         vectors: 0,
+        x87: 0,
         mxcsr: MXCSR_DEFAULT,
     }
 }
@@ -439,7 +606,8 @@ extern "C" fn interpret_operation(cpu: *mut Cpu, operation: *const Operation) ->
     let goes_on = outcome.is_ok()
         && !cpu.leave_block
         && cpu.rip == next
-        && cpu.extended.mxcsr & MXCSR_MASKS == MXCSR_MASKS;
+        && cpu.extended.mxcsr & MXCSR_MASKS == MXCSR_MASKS
+        && u32::from(cpu.extended.x87.fcw) & EXCEPTION_FLAGS == EXCEPTION_FLAGS;
     if goes_on {
         let bits = cpu.arithmetic.bits();
         cpu.hot.set_arithmetic(bits);
@@ -448,5 +616,3 @@ extern "C" fn interpret_operation(cpu: *mut Cpu, operation: *const Operation) ->
     cpu.translator.outcome = outcome;
     1
 }
-
-const _: () = assert!(EXCEPTION_FLAGS == 0x3f && condition::EQUAL == 4);

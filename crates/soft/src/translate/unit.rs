@@ -48,6 +48,10 @@ impl Item<'_> {
             _ => false,
         }
     }
+
+    fn uses_x87(&self) -> bool {
+        matches!(self.form, Form::X87 { .. })
+    }
 }
 
 /// Code written for a unit.
@@ -171,10 +175,10 @@ pub(super) fn stack_effect(item: &Item<'_>) -> StackEffect {
             } else {
                 by
             };
-            i32::try_from(by).map_or(StackEffect::Unknown, StackEffect::Move)
+            moved(by)
         }
         Mnemonic::Lea if whole => match stack_displacement(instruction) {
-            Some(by) => StackEffect::Move(by),
+            Some(by) => moved(by.into()),
             None => StackEffect::Unknown,
         },
         _ if !names_rsp(0)
@@ -184,6 +188,16 @@ pub(super) fn stack_effect(item: &Item<'_>) -> StackEffect {
             StackEffect::None
         }
         _ => StackEffect::Unknown,
+    }
+}
+
+/// Far moves are not followed: what they lead to is no window.
+fn moved(by: i64) -> StackEffect {
+    const FAR: i64 = 1 << 16;
+    if (-FAR..=FAR).contains(&by) {
+        StackEffect::Move(by as i32)
+    } else {
+        StackEffect::Unknown
     }
 }
 
@@ -231,6 +245,8 @@ fn window(items: &[Item<'_>]) -> Option<(i32, i32)> {
                 operand_fits(item, depth, &mut touch) && (!call || touch(depth, -8, 8))
             }
             Form::Return(_) => touch(depth, 0, 8),
+            // The address of an x87 operand is noted.
+            Form::X87 { .. } => true,
             Form::Copy {
                 memory: Some(memory),
                 ..
@@ -241,11 +257,9 @@ fn window(items: &[Item<'_>]) -> Option<(i32, i32)> {
         let _ = fits;
         match stack_effect(item) {
             StackEffect::None => {}
-            StackEffect::Move(by) => depth = depth.checked_add(by)?,
+            // A unit is short, and so are its moves: no overflow.
+            StackEffect::Move(by) => depth += by,
             StackEffect::Unknown => break,
-        }
-        if depth.abs() > 1 << 20 {
-            break;
         }
     }
     (accesses >= 2).then_some((low, high))
@@ -287,6 +301,8 @@ pub(super) fn write(
         window: None,
         depth: Some(0),
         vectors: false,
+        x87: false,
+        noted: None,
     };
     // R11 is the linear address of the first instruction.
     emitter
@@ -303,6 +319,9 @@ pub(super) fn write(
     for (number, item) in items.iter().enumerate() {
         if !emitter.vectors && item.uses_vectors() {
             emitter.want_vectors(number);
+        }
+        if !emitter.x87 && item.uses_x87() {
+            emitter.want_x87(number);
         }
         emitter.item(number);
         match stack_effect(item) {
@@ -341,18 +360,35 @@ pub(super) fn write(
 impl Emitter<'_> {
     /// Makes sure that the vector registers are loaded.
     fn want_vectors(&mut self, item: usize) {
+        let (loaded, load) = (
+            self.context.places.vectors(),
+            self.context.thunks.load_vectors,
+        );
+        self.want_loaded(item, loaded, load);
+        self.vectors = true;
+    }
+
+    /// Makes sure that the x87 registers are loaded.
+    fn want_x87(&mut self, item: usize) {
+        let (loaded, load) = (self.context.places.x87(), self.context.thunks.load_x87);
+        self.want_loaded(item, loaded, load);
+        self.x87 = true;
+    }
+
+    fn want_loaded(&mut self, item: usize, loaded: i32, load: u32) {
         let live = self.items[item].live_in;
         self.spare_flags(live);
         let (from, resume) = (self.a.label(), self.a.label());
-        self.a.test_dword(self.context.places.vectors());
+        self.a.test_dword(loaded);
         self.a.jump_if(condition::EQUAL, from);
         self.a.bind(resume);
-        self.cold.push(Cold::Vectors {
+        self.cold.push(Cold::Load {
             from,
             resume,
+            load,
             offset: self.items[item].offset,
             aside: self.aside,
+            noted: self.noted,
         });
-        self.vectors = true;
     }
 }
