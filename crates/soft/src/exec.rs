@@ -171,9 +171,12 @@ impl Cpu {
             mailbox.do_revoke(|page| self.revoke_writes(page));
         }
         match mailbox.take_changed() {
-            Pages::Some(pages) => pages
-                .into_iter()
-                .for_each(|page| self.translator.page_changed(page)),
+            Pages::Some(pages) => {
+                self.counters.code_pages_changed += pages.len() as u64;
+                for page in pages {
+                    self.translator.page_changed(page);
+                }
+            }
             Pages::All => self.translator.pages_changed(),
         }
     }

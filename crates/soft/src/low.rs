@@ -29,14 +29,37 @@ impl LowMemory {
         )
     }
 
-    /// Maps the beginning of a file to be executed.
-    pub(crate) fn execute(length: usize, file: i32) -> std::io::Result<Self> {
-        Self::map(
+    /// Maps `length` bytes twice: here to be executed, and at the address
+    /// returned to be written. Anonymous, because perf looks up names only for
+    /// such code.
+    pub(crate) fn executable(length: usize) -> std::io::Result<(Self, *mut u8)> {
+        let low = Self::map(
             length,
-            libc::PROT_READ | libc::PROT_EXEC,
-            libc::MAP_SHARED,
-            file,
-        )
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+            -1,
+        )?;
+        // SAFETY: an old size of zero asks for a second mapping of the same
+        // pages, where the kernel chooses.
+        let write = unsafe { libc::mremap(low.start().cast(), 0, length, libc::MREMAP_MAYMOVE) };
+        if write == libc::MAP_FAILED {
+            return Err(std::io::Error::last_os_error());
+        }
+        // SAFETY: our own mapping, not used yet.
+        let protected = unsafe {
+            libc::mprotect(
+                low.start().cast(),
+                length,
+                libc::PROT_READ | libc::PROT_EXEC,
+            )
+        };
+        if protected != 0 {
+            let error = std::io::Error::last_os_error();
+            // SAFETY: our own mapping, not used yet.
+            unsafe { libc::munmap(write, length) };
+            return Err(error);
+        }
+        Ok((low, write.cast()))
     }
 
     fn map(length: usize, protection: i32, flags: i32, file: i32) -> std::io::Result<Self> {

@@ -496,6 +496,7 @@ impl Cpu {
 
     /// Drops every translation of a page that is not global.
     pub fn flush_tlb_non_global(&mut self) {
+        self.counters.address_space_flushes += 1;
         self.mmu
             .tables
             .iter_mut()

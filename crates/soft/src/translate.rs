@@ -22,6 +22,7 @@ mod emit;
 mod encoding;
 mod flow;
 mod form;
+mod perf_map;
 mod thunk;
 mod unit;
 
@@ -213,11 +214,11 @@ impl Translator {
         self.machine.is_some()
     }
 
-    /// Bytes of code in use, and units made.
-    pub(crate) fn size(&self) -> (usize, usize) {
+    /// Bytes of code in use.
+    pub(crate) fn code_bytes(&self) -> usize {
         self.machine
             .as_ref()
-            .map_or((0, 0), |machine| (machine.code.used(), machine.units.len()))
+            .map_or(0, |machine| machine.code.used())
     }
 
     /// Linear addresses lead nowhere any more.
@@ -483,6 +484,7 @@ impl Cpu {
             }
             return Some(unit);
         }
+        let began = crate::clock::host_tsc();
         let page = physical & !0xfff;
         let blocks = self.follow(physical, head.clone());
         let bytes = self.read_page(page)?;
@@ -496,14 +498,22 @@ impl Cpu {
                 .find(page | u64::from(offset), CodeSize::Bits64)
                 .map(|block| block.wanted_flags)
         });
+        let instructions = items.len() as u64;
         let machine = self.translator.machine.as_mut()?;
+        let generation = machine.generation;
         let unit = machine.add(&items, key, page, variant, plain)?;
         machine.units[unit as usize].blocks =
             blocks.iter().map(|(_, block)| block.clone()).collect();
         if !plain {
             head.translations.set(variant, machine.generation, unit);
         }
+        let Unit { far_entry, .. } = machine.units[unit as usize];
+        let length = machine.code.next().saturating_sub(far_entry) as usize;
+        perf_map::note(far_entry, length, linear, variant / 2 == crate::mmu::USER);
+        self.counters.code_flushes += u64::from(machine.generation - generation);
         self.counters.units_translated += 1;
+        self.counters.instructions_translated += instructions;
+        self.counters.translating += crate::clock::host_tsc().saturating_sub(began);
         Some(unit)
     }
 
@@ -568,6 +578,7 @@ impl Cpu {
 
     fn left(&mut self, reason: u32) -> Left {
         if reason == Return::Interpreted as u32 {
+            self.counters.left_interpreted += 1;
             return Left::Interpreted(std::mem::replace(&mut self.translator.outcome, Ok(())));
         }
         self.arithmetic = crate::flags::ArithmeticFlags::from_bits(self.hot.arithmetic());
@@ -576,14 +587,23 @@ impl Cpu {
         const INTERPRET: u32 = Return::Interpret as u32;
         const STALE: u32 = Return::Stale as u32;
         match reason {
-            EDGE => Left::Edge(self.hot.edge),
-            INDIRECT => self.jumped(),
+            EDGE => {
+                self.counters.left_by_edge += 1;
+                Left::Edge(self.hot.edge)
+            }
+            INDIRECT => {
+                self.counters.left_by_jump += 1;
+                self.jumped()
+            }
             INTERPRET => Left::Interpret,
             STALE => {
                 self.forget_jump();
                 Left::Here
             }
-            _ => Left::Here,
+            _ => {
+                self.counters.left_otherwise += 1;
+                Left::Here
+            }
         }
     }
 

@@ -243,7 +243,9 @@ impl SoftVcpu {
             return self.handle(trap);
         }
         if self.activity != Activity::Running {
+            let began = host_tsc();
             self.wait();
+            self.cpu.counters.halted += host_tsc().saturating_sub(began);
             return Ok(None);
         }
         let trap = self.cpu.run(None);
@@ -395,7 +397,13 @@ impl Vcpu for SoftVcpu {
     }
 
     fn counters(&self) -> Vec<EventCounter> {
-        self.cpu.counters.list()
+        let mut list = self.cpu.counters.list();
+        list.push(EventCounter {
+            name: "code-bytes",
+            detail: None,
+            count: self.cpu.translator.code_bytes() as u64,
+        });
+        list
     }
 }
 

@@ -1,8 +1,6 @@
 //! Memory for translated code: mapped once to write and once, in low memory,
 //! to execute. No page is ever both.
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-
 use crate::low::LowMemory;
 
 /// Code is handed out from the beginning; when it is used up all of it is
@@ -22,34 +20,9 @@ const ALIGNMENT: usize = 16;
 
 impl CodeMemory {
     pub(super) fn new(capacity: usize) -> std::io::Result<Self> {
-        // SAFETY: the name is a valid C string.
-        let file = unsafe { libc::memfd_create(c"favo-code".as_ptr(), libc::MFD_CLOEXEC) };
-        if file < 0 {
-            return Err(std::io::Error::last_os_error());
-        }
-        // SAFETY: the descriptor is new and ours.
-        let file = unsafe { OwnedFd::from_raw_fd(file) };
-        // SAFETY: a plain system call on our descriptor.
-        if unsafe { libc::ftruncate(file.as_raw_fd(), capacity as libc::off_t) } != 0 {
-            return Err(std::io::Error::last_os_error());
-        }
-        let execute = LowMemory::execute(capacity, file.as_raw_fd())?;
-        // SAFETY: a new mapping where the kernel chooses.
-        let write = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                capacity,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0,
-            )
-        };
-        if write == libc::MAP_FAILED {
-            return Err(std::io::Error::last_os_error());
-        }
+        let (execute, write) = LowMemory::executable(capacity)?;
         Ok(Self {
-            write: write.cast(),
+            write,
             execute,
             capacity,
             used: 0,

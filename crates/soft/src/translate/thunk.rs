@@ -602,6 +602,7 @@ extern "C" fn interpret_operation(cpu: *mut Cpu, operation: *const Operation) ->
     cpu.arithmetic = crate::flags::ArithmeticFlags::from_bits(cpu.hot.arithmetic());
     let next = cpu.rip.wrapping_add(operation.length.into());
     cpu.leave_block = false;
+    cpu.counters.interpreted_inside += 1;
     let outcome = (operation.handler)(cpu, operation);
     let goes_on = outcome.is_ok()
         && !cpu.leave_block
