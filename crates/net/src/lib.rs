@@ -3,5 +3,7 @@
 //! * [`link`]: the cable between a virtual machine's network card and the
 //!   network. The card's device (`favo-devices`) is written against it and
 //!   knows nothing else of this crate.
+//! * [`offload`]: what a card leaves undone, done in software.
 
 pub mod link;
+pub mod offload;
