@@ -4,6 +4,8 @@
 //!   network. The card's device (`favo-devices`) is written against it and
 //!   knows nothing else of this crate.
 //! * [`offload`]: what a card leaves undone, done in software.
+//! * [`pcap`]: captures of what crosses a cable.
 
 pub mod link;
 pub mod offload;
+pub mod pcap;
