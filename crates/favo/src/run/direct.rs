@@ -37,6 +37,7 @@ pub fn run_kernel(args: &Args, kernel: &Path) -> Result<ExitCode, Failure> {
             command_line,
         },
         disks: disks::open(&args.disk)?,
+        cards: Vec::new(),
         vsock_cid: None,
         rng: true,
         balloon: true,

@@ -61,6 +61,7 @@ pub fn run_image(args: &Args) -> Result<ExitCode, Failure> {
         disks: std::iter::once(root_disk(args, &store, name, &image))
             .chain([disks::open(&args.disk)].into_iter().flat_map(split))
             .collect::<Result<_, _>>()?,
+        cards: Vec::new(),
         vsock_cid: Some(CID),
         rng: true,
         balloon: true,
