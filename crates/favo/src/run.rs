@@ -71,7 +71,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE[,ro]")]
     disk: Vec<disks::DiskArgument>,
     #[command(flatten)]
-    network: network::Args,
+    network: network::NetworkArgs,
     /// Which engine runs it.
     #[arg(long, value_enum, default_value_t, value_name = "ENGINE")]
     accel: Accel,

@@ -40,7 +40,7 @@ pub enum Choice {
 
 /// What `favo run` is told of networks.
 #[derive(clap::Args)]
-pub struct Args {
+pub struct NetworkArgs {
     /// The network: user (the machine reaches what you reach) or none.
     #[arg(long, value_enum, default_value_t, value_name = "NETWORK")]
     network: Choice,
@@ -64,7 +64,7 @@ pub struct Attachment {
 
 /// Makes the network and plugs the machine in: its cards, and what must live
 /// as long as the machine does. `name` is what the guest is called on it.
-pub fn attach(args: &Args, name: &str, cpus: u32) -> Result<(Attachment, Vec<CardSpec>), Failure> {
+pub fn attach(args: &NetworkArgs, name: &str, cpus: u32) -> Result<(Attachment, Vec<CardSpec>), Failure> {
     if args.network == Choice::None {
         if let Some(publish) = args.publish.first() {
             return Err(Failure::new(format!(
@@ -121,7 +121,7 @@ fn port(network: &Network, name: &str, publish: &[Publish]) -> Port {
     port
 }
 
-fn uplink(args: &Args) -> Result<Box<dyn Uplink>, Failure> {
+fn uplink(args: &NetworkArgs) -> Result<Box<dyn Uplink>, Failure> {
     if let Some(publish) = args.publish.first() {
         return Err(Failure::new(format!(
             "--publish {publish}: this favo has no way into its networks yet"
