@@ -118,3 +118,7 @@ impl Decision {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "program_test.rs"]
+mod test;

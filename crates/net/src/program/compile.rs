@@ -133,6 +133,19 @@ fn source(network: &Network, port_: &Port) -> Layer {
         vec![not(SourceMac(port_.mac))],
         Drop(DropReason::SpoofedMac),
     )];
+    let gateway = gateway_addresses(network);
+    rules.extend([
+        rule(
+            "IPv4 from the gateway's address",
+            vec![EtherType(ethertype::IPV4), source_in(&gateway)],
+            Drop(DropReason::SpoofedIpv4),
+        ),
+        rule(
+            "IPv6 from the gateway's address",
+            vec![EtherType(ethertype::IPV6), source_in(&gateway)],
+            Drop(DropReason::SpoofedIpv6),
+        ),
+    ]);
     if network.v4.is_some() {
         rules.extend([
             rule(

@@ -1,6 +1,6 @@
 //! The executor: runs a program on packets, quickly.
 //!
-//! The first packet of a conversation goes the oracle's way; what came of it
+//! The first packets of a conversation go the oracle's way; what came of them
 //! stays beside the conversation, so that the next packet costs one look into
 //! a hash table. A cached decision counts only as long as the program's epoch
 //! is the same, and only for a frame whose Ethernet header is the same: all
@@ -133,7 +133,19 @@ impl Executor {
             FlowChange::Remove(key) => {
                 self.table.0.remove(&key);
             }
-            FlowChange::Set(key, flow) => self.remember(key, flow, origin, frame, decision),
+            FlowChange::Open(key, flow) => {
+                // What decided about this packet is not what decides about
+                // the next: that one belongs to a conversation.
+                self.table.0.insert(
+                    key,
+                    Entry {
+                        flow,
+                        out: None,
+                        incoming: None,
+                    },
+                );
+            }
+            FlowChange::Continue(key, flow) => self.remember(key, flow, origin, frame, decision),
         }
         decision
     }
@@ -159,7 +171,7 @@ impl Executor {
             out: None,
             incoming: None,
         });
-        if entry.flow.epoch != flow.epoch || entry.flow.opened != flow.opened {
+        if entry.flow.epoch != flow.epoch {
             (entry.out, entry.incoming) = (None, None);
         }
         entry.flow = flow;
@@ -213,5 +225,15 @@ impl Executor {
         }
         entry.flow.advance(ip.protocol, ip.flags, direction, now);
         Some(decision)
+    }
+}
+
+#[cfg(test)]
+impl Executor {
+    pub(super) fn live_flows(&self, now: Milliseconds) -> Vec<(FlowKey, Flow)> {
+        let flows = self.table.0.iter().map(|(key, entry)| (*key, entry.flow));
+        let mut flows: Vec<_> = flows.filter(|(_, flow)| flow.lives(now)).collect();
+        flows.sort_by_key(|(key, _)| *key);
+        flows
     }
 }

@@ -28,8 +28,10 @@ pub trait Flows {
 pub enum FlowChange {
     /// Nothing.
     None,
-    /// The conversation is now this.
-    Set(FlowKey, Flow),
+    /// A conversation was opened, or opened anew.
+    Open(FlowKey, Flow),
+    /// A conversation goes on, and is now this.
+    Continue(FlowKey, Flow),
     /// The conversation isn't allowed any more.
     Remove(FlowKey),
 }
@@ -171,7 +173,7 @@ fn run(
         Some(mut flow) => {
             flow.epoch = program.epoch;
             flow.advance(ip.protocol, ip.flags, direction, now);
-            (decision, FlowChange::Set(key, flow))
+            (decision, FlowChange::Continue(key, flow))
         }
         None if known.is_some() || flows.has_room(now) => {
             let origin = if verdict == Verdict::Uplink {
@@ -185,7 +187,7 @@ fn run(
                 origin
             };
             let flow = Flow::open(ip, direction, origin, program.epoch, now);
-            (decision, FlowChange::Set(key, flow))
+            (decision, FlowChange::Open(key, flow))
         }
         None => {
             let verdict = Verdict::Drop(DropReason::TooManyFlows);
@@ -287,7 +289,7 @@ impl FlowMap {
     pub fn apply(&mut self, change: FlowChange, now: Milliseconds) {
         match change {
             FlowChange::None => {}
-            FlowChange::Set(key, flow) => {
+            FlowChange::Open(key, flow) | FlowChange::Continue(key, flow) => {
                 if self.0.len() >= MAXIMUM_FLOWS {
                     self.0.retain(|_, flow| flow.lives(now));
                 }
@@ -297,6 +299,17 @@ impl FlowMap {
                 self.0.remove(&key);
             }
         }
+    }
+}
+
+#[cfg(test)]
+impl FlowMap {
+    pub(super) fn live_flows(&self, now: Milliseconds) -> Vec<(FlowKey, Flow)> {
+        self.0
+            .iter()
+            .map(|(key, flow)| (*key, *flow))
+            .filter(|(_, flow)| flow.lives(now))
+            .collect()
     }
 }
 
