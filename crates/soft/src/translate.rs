@@ -158,6 +158,15 @@ struct Machine {
 // runs.
 unsafe impl Send for Translator {}
 
+/// RFLAGS of the host, but for the arithmetic flags: the same wherever
+/// translated code runs.
+fn host_flags() -> i32 {
+    let flags: u64;
+    // SAFETY: reads the flags by way of the stack.
+    unsafe { std::arch::asm!("pushfq", "pop {}", out(reg) flags, options(preserves_flags)) };
+    (flags & !crate::cpu::rflags::ARITHMETIC) as i32
+}
+
 fn jump_index(linear: u64) -> usize {
     (linear >> 3) as usize % JUMPS
 }
@@ -287,6 +296,8 @@ impl Machine {
             mask: address(mailbox.jump_mask()),
             attention: address(mailbox.attention()),
             bases: address(&raw const cpu.bases),
+            system_flags: address(&raw const cpu.system_flags),
+            host_flags: host_flags(),
             windows: true,
         });
         let mut machine = Self {
@@ -491,7 +502,12 @@ impl Cpu {
         if !head.is_current() {
             return None;
         }
-        let mut items = unit::items(&blocks, &bytes, variant % 2 == 1)?;
+        let mut items = unit::items(
+            &blocks,
+            &bytes,
+            variant % 2 == 1,
+            variant / 2 == crate::mmu::USER,
+        )?;
         let cache = &self.cache;
         unit::mark_live(&mut items, |offset| {
             cache

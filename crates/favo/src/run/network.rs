@@ -64,7 +64,11 @@ pub struct Attachment {
 
 /// Makes the network and plugs the machine in: its cards, and what must live
 /// as long as the machine does. `name` is what the guest is called on it.
-pub fn attach(args: &NetworkArgs, name: &str, cpus: u32) -> Result<(Attachment, Vec<CardSpec>), Failure> {
+pub fn attach(
+    args: &NetworkArgs,
+    name: &str,
+    cpus: u32,
+) -> Result<(Attachment, Vec<CardSpec>), Failure> {
     if args.network == Choice::None {
         if let Some(publish) = args.publish.first() {
             return Err(Failure::new(format!(

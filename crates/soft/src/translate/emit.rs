@@ -30,6 +30,10 @@ pub(super) struct Context {
     pub attention: i32,
     /// Segment bases.
     pub bases: i32,
+    /// RFLAGS without the arithmetic flags.
+    pub system_flags: i32,
+    /// What the host's RFLAGS are without them.
+    pub host_flags: i32,
     /// Whether tests of stack accesses may be put together.
     pub windows: bool,
 }
@@ -516,6 +520,84 @@ impl Emitter<'_> {
                 }
                 let home = self.context.places.home(to);
                 self.a.store(home, host::R11);
+            }
+        }
+    }
+
+    /// BT and its kin in memory: the address of the word the bit lies in, then
+    /// the form with a number within that word.
+    pub(super) fn bit_in_memory(&mut self, item: usize, extension: u8, long: bool) {
+        let instruction = self.items[item].instruction;
+        let live = self.items[item].live_in;
+        let number = number(instruction.op1_register());
+        if !self.address(item) {
+            return self.interpret(item);
+        }
+        self.spare_flags(live);
+        let (bits, bytes) = if long { (6, 8) } else { (5, 4) };
+        let from = self.read(number, host::R10);
+        // MOV; SAR: which word; a 32-bit number is signed, too.
+        if long {
+            self.a.op(wide(0x8b), host::R10, Rm::Register(from), &[]);
+        } else {
+            self.a.op(wide(0x63), host::R10, Rm::Register(from), &[]);
+        }
+        self.a.op(wide(0xc1), 7, Rm::Register(host::R10), &[bits]);
+        let scale = if long { 3 } else { 2 };
+        let word = Rm::Memory(Some(host::R11), Some((host::R10, scale)), 0);
+        if instruction.memory_base().is_gpr32() || instruction.memory_index().is_gpr32() {
+            self.a.op(narrow(0x8d), host::R11, word, &[]);
+        } else {
+            self.a.lea(host::R11, word);
+        }
+        let memory = Memory {
+            size: bytes,
+            write: extension != 4,
+            alignment: 1,
+        };
+        let (resume, checked) = self.check(item, memory, live);
+        let from = self.read(number, host::R10);
+        if from != host::R10 {
+            self.a.op(wide(0x8b), host::R10, Rm::Register(from), &[]);
+        }
+        let mask = (1u8 << bits) - 1;
+        self.a.op(narrow(0x83), 4, Rm::Register(host::R10), &[mask]);
+        let (read, written) = super::form::flags(&instruction);
+        self.want_flags(read, written);
+        // BT 0F A3, BTS AB, BTR B3, BTC BB.
+        let opcode = super::assembler::Opcode {
+            wide: long,
+            lock: instruction.has_lock_prefix(),
+            ..super::assembler::two(0xa3 + 8 * (extension - 4))
+        };
+        self.a.op(opcode, host::R10, checked.rm(), &[]);
+        self.a.bind(resume);
+    }
+
+    /// BSWAP where the register lies in memory, or is RSP.
+    pub(super) fn swap_bytes(&mut self, register: u8, long: bool) {
+        let own = self.read(register, host::R10);
+        if long {
+            self.a.raw(&[0x49, 0x0f, 0xc8 | own & 7]);
+        } else {
+            self.a.raw(&[0x41, 0x0f, 0xc8 | own & 7]);
+        }
+        if own == host::R10 {
+            let home = self.context.places.home(register);
+            self.a.store(home, host::R10);
+        }
+    }
+
+    /// MOV from a segment register.
+    pub(super) fn selector(&mut self, register: u8, segment: u8) {
+        let from = self.context.places.selector(segment);
+        let movzx = super::assembler::two(0xb7);
+        match Self::resident(register) {
+            Some(own) => self.a.op(movzx, own, from, &[]),
+            None => {
+                self.a.op(movzx, host::R10, from, &[]);
+                let home = self.context.places.home(register);
+                self.a.store(home, host::R10);
             }
         }
     }

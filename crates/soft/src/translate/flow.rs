@@ -67,6 +67,17 @@ impl Emitter<'_> {
                 ..
             } => self.copy(item, &encoding, &fields, memory),
             Form::Divide { signed, wide } => self.divide(item, signed, wide),
+            Form::BitInMemory { extension, wide } => self.bit_in_memory(item, extension, wide),
+            Form::SwapBytes { register, wide } => self.swap_bytes(register, wide),
+            Form::Selector { register, segment } => self.selector(register, segment),
+            Form::PushFlags => self.push_flags(item),
+            Form::ClearInterrupts => {
+                let live = self.items[item].live_in;
+                self.spare_flags(live);
+                let keep = !(crate::cpu::rflags::IF as u32);
+                let place = absolute(self.context.system_flags);
+                self.a.op(narrow(0x81), 4, place, &keep.to_le_bytes());
+            }
             Form::Constant { register, value } => match Self::resident(register) {
                 Some(own) => self.a.set64(own, value),
                 None => {
@@ -182,14 +193,58 @@ impl Emitter<'_> {
         self.a.bind(resume);
     }
 
+    fn push_flags(&mut self, item: usize) {
+        let live = self.items[item].live_in;
+        self.want_flags(u16::MAX, 0);
+        // PUSHFQ; POP R10. What is not arithmetic is the host's: replace it.
+        self.a.raw(&[0x9c, 0x41, 0x5a]);
+        self.a.load(host::R11, absolute(self.context.system_flags));
+        let fixed = crate::cpu::rflags::FIXED as i32;
+        let sum = Rm::Memory(
+            Some(host::R10),
+            Some((host::R11, 0)),
+            fixed - self.context.host_flags,
+        );
+        self.a.lea(host::R10, sum);
+        let target = self.context.places.target();
+        self.a.store(target, host::R10);
+        let (resume, checked) = self.stack(item, -8, STACK_WRITE, live);
+        let free = checked.free();
+        self.a.load(free, target);
+        self.a.store(checked.rm(), free);
+        self.move_stack(-8);
+        if let Some(resume) = resume {
+            self.a.bind(resume);
+        }
+    }
+
     /// Only quotients that certainly fit; the interpreter does the others.
     fn divide(&mut self, item: usize, signed: bool, long: bool) {
-        let instruction = &self.items[item].instruction;
-        let register = super::form::number(instruction.op0_register());
-        let divisor = self.read(register, host::R10);
-        self.aside = false;
+        let instruction = self.items[item].instruction;
         let slow = self.a.label();
-        let resume = self.a.label();
+        let mut resume = None;
+        let divisor = if instruction.op0_kind() == iced_x86::OpKind::Memory {
+            let memory = Memory {
+                size: if long { 8 } else { 4 },
+                write: false,
+                alignment: 1,
+            };
+            let Some((label, checked)) = self.operand(item, memory) else {
+                self.a.bind(slow);
+                return self.interpret(item);
+            };
+            resume = label;
+            if long {
+                self.a.load(host::R10, checked.rm());
+            } else {
+                self.a.load32(host::R10, checked.rm());
+            }
+            host::R10
+        } else {
+            self.read(super::form::number(instruction.op0_register()), host::R10)
+        };
+        // Every flag is undefined afterwards.
+        self.aside = false;
         let of = |byte| if long { wide(byte) } else { narrow(byte) };
         if signed {
             // RDX must be RAX's sign, and the divisor neither 0 nor -1.
@@ -207,6 +262,7 @@ impl Emitter<'_> {
         }
         let extension = if signed { 7 } else { 6 };
         self.a.op(of(0xf7), extension, Rm::Register(divisor), &[]);
+        let resume = resume.unwrap_or_else(|| self.a.label());
         self.cold.push(Cold::Interpret {
             from: slow,
             resume,
@@ -446,6 +502,25 @@ impl Emitter<'_> {
             self.a.load(host::R11, checked.rm());
             if call {
                 self.a.store(target, host::R11);
+                // The push may overwrite the operand, so a target that is no
+                // address is found before it: MOV R10; SHL, SAR, CMP.
+                self.spare_flags(live);
+                let slow = self.a.label();
+                self.a
+                    .op(wide(0x8b), host::R10, Rm::Register(host::R11), &[]);
+                self.a.op(wide(0xc1), 4, Rm::Register(host::R10), &[16]);
+                self.a.op(wide(0xc1), 7, Rm::Register(host::R10), &[16]);
+                self.a
+                    .op(wide(0x3b), host::R10, Rm::Register(host::R11), &[]);
+                self.a.jump_if(condition::NOT_EQUAL, slow);
+                let resume = *first.get_or_insert_with(|| self.a.label());
+                self.cold.push(Cold::Interpret {
+                    from: slow,
+                    resume,
+                    item,
+                    aside: self.aside,
+                    noted: self.noted,
+                });
             }
         }
         let mut second = None;
@@ -466,7 +541,6 @@ impl Emitter<'_> {
             None if call => self.a.load(host::R11, target),
             None => {}
         }
-        let _ = live;
         self.want_flags(u16::MAX, 0);
         self.look_up(Undo { offset, moved });
         self.bind_fallback(item, &[first, second]);

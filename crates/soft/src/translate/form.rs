@@ -53,11 +53,31 @@ pub(super) enum Form<'a> {
         /// It uses vector registers or MXCSR.
         vector: bool,
     },
-    /// DIV or IDIV with a divisor in a register, or in memory: 32 or 64 bits.
+    /// DIV or IDIV of 32 or 64 bits.
     Divide {
         signed: bool,
         wide: bool,
     },
+    /// BT, BTS, BTR, BTC in memory with the bit's number in a register: what
+    /// the immediate form has as its extension, and 32 or 64 bits.
+    BitInMemory {
+        extension: u8,
+        wide: bool,
+    },
+    /// BSWAP of a register without a host register.
+    SwapBytes {
+        register: u8,
+        wide: bool,
+    },
+    /// MOV of a segment register to a general register of 32 or 64 bits.
+    Selector {
+        register: u8,
+        segment: u8,
+    },
+    /// 64-bit PUSHF.
+    PushFlags,
+    /// CLI at level 0.
+    ClearInterrupts,
     /// MOV of a constant into 32 or 64 bits of a register.
     Constant {
         register: u8,
@@ -174,6 +194,7 @@ pub(super) fn of<'a>(
     bytes: &'a [u8],
     operation: &Operation,
     vectors: bool,
+    user: bool,
 ) -> Form<'a> {
     let handler = operation.handler as usize;
     let absent = [
@@ -183,6 +204,9 @@ pub(super) fn of<'a>(
     ];
     if absent.contains(&handler) {
         return Form::Interpret;
+    }
+    if instruction.mnemonic() == Mnemonic::Cli && !user {
+        return Form::ClearInterrupts;
     }
     if let Some(form) = flow(instruction) {
         return form;
@@ -224,6 +248,7 @@ fn flow<'a>(instruction: &Instruction) -> Option<Form<'a>> {
         Code::Push_rm64 => Form::Push(PushOf::Memory),
         Code::Pop_r64 => Form::Pop(number(instruction.op0_register())),
         Code::Leaveq => Form::Leave,
+        Code::Pushfq => Form::PushFlags,
         Code::Pause => Form::Pause,
         _ if instruction.flow_control() != FlowControl::Next => Form::Interpret,
         _ => return None,
@@ -283,6 +308,14 @@ fn simple<'a>(instruction: &Instruction, bytes: &'a [u8]) -> Option<Form<'a>> {
                 value: instruction.immediate64(),
             },
             Code::Mov_r8_imm8 | Code::Mov_r16_imm16 => raw_if_resident(instruction),
+            Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg
+                if instruction.op0_kind() == OpKind::Register =>
+            {
+                Form::Selector {
+                    register: number(instruction.op0_register()),
+                    segment: instruction.op1_register() as u8 - Register::ES as u8,
+                }
+            }
             Code::Mov_AL_moffs8
             | Code::Mov_AX_moffs16
             | Code::Mov_EAX_moffs32
@@ -300,18 +333,38 @@ fn simple<'a>(instruction: &Instruction, bytes: &'a [u8]) -> Option<Form<'a>> {
         {
             raw_if_resident(instruction)
         }
-        Bswap => match code {
-            Code::Bswap_r16 => Form::Interpret,
-            _ => raw_if_resident(instruction),
+        Bswap => match (code, number(instruction.op0_register())) {
+            (Code::Bswap_r16, _) => Form::Interpret,
+            (_, register) if is_resident(register) => Form::Raw,
+            (_, register) => Form::SwapBytes {
+                register,
+                wide: code == Code::Bswap_r64,
+            },
         },
-        Div | Idiv => {
+        Bt | Bts | Btr | Btc
             if instruction.op0_kind() == OpKind::Memory
-                || number(instruction.op0_register()) == 4
-                || matches!(
-                    code,
-                    Code::Div_rm8 | Code::Idiv_rm8 | Code::Div_rm16 | Code::Idiv_rm16
-                )
-            {
+                && instruction.op1_kind() == OpKind::Register =>
+        {
+            let size = instruction.op1_register().size();
+            if size == 2 {
+                Form::Interpret
+            } else {
+                Form::BitInMemory {
+                    extension: match instruction.mnemonic() {
+                        Bt => 4,
+                        Bts => 5,
+                        Btr => 6,
+                        _ => 7,
+                    },
+                    wide: size == 8,
+                }
+            }
+        }
+        Div | Idiv => {
+            if matches!(
+                code,
+                Code::Div_rm8 | Code::Idiv_rm8 | Code::Div_rm16 | Code::Idiv_rm16
+            ) {
                 Form::Interpret
             } else {
                 Form::Divide {
@@ -378,7 +431,7 @@ fn integer(instruction: &Instruction) -> bool {
         | Cmovae | Cmovb | Cmovbe | Cmove | Cmovg | Cmovge | Cmovl | Cmovle | Cmovne | Cmovno
         | Cmovnp | Cmovns | Cmovo | Cmovp | Cmovs | Xchg | Xadd | Cmpxchg | Movbe | Crc32
         | Andn | Bextr | Blsi | Blsr | Blsmsk | Bzhi | Mulx | Pdep | Pext | Rorx | Sarx | Shlx
-        | Shrx | Adcx | Adox | Movnti | Lea => true,
+        | Shrx | Adcx | Adox | Movnti | Lea | Cmpxchg8b | Cmpxchg16b => true,
         _ => false,
     }
 }
@@ -396,7 +449,11 @@ fn memory_of_integer(instruction: &Instruction) -> Option<Memory> {
     Some(Memory {
         size: instruction.memory_size().size() as u16,
         write: operand == 0 && !reads_only || instruction.mnemonic() == Xchg,
-        alignment: 1,
+        alignment: if instruction.mnemonic() == Cmpxchg16b {
+            16
+        } else {
+            1
+        },
     })
 }
 

@@ -208,9 +208,14 @@ impl Places {
         self.copy_selector(a, CS, self.fcs);
     }
 
+    /// Where the selector of a segment register lies, 16 bits.
+    pub(super) fn selector(&self, segment: u8) -> Rm {
+        let size = size_of::<crate::cpu::Segment>() as i32;
+        absolute(self.selectors + i32::from(segment) * size)
+    }
+
     fn copy_selector(&self, a: &mut Assembler, segment: u8, to: i32) {
-        let from = self.selectors + i32::from(segment) * size_of::<crate::cpu::Segment>() as i32;
-        a.load32(host::R10, absolute(from));
+        a.load32(host::R10, self.selector(segment));
         let word = Opcode {
             operand_size: true,
             ..narrow(0x89)

@@ -69,6 +69,7 @@ pub(super) fn items<'a>(
     blocks: &'a [(u32, Rc<Block>)],
     page: &'a [u8],
     vectors: bool,
+    user: bool,
 ) -> Option<Vec<Item<'a>>> {
     let mut items = Vec::with_capacity(32);
     for (start, block) in blocks {
@@ -82,7 +83,7 @@ pub(super) fn items<'a>(
             let form = if instruction.is_invalid() || instruction.len() != bytes.len() {
                 Form::Interpret
             } else {
-                form::of(&instruction, bytes, operation, vectors)
+                form::of(&instruction, bytes, operation, vectors, user)
             };
             items.push(Item {
                 instruction,
@@ -156,6 +157,9 @@ pub(super) fn stack_effect(item: &Item<'_>) -> StackEffect {
     };
     match item.form {
         Form::Copy { .. } | Form::Constant { .. } => {}
+        Form::SwapBytes { register: 4, .. } | Form::Selector { register: 4, .. } => {
+            return StackEffect::Unknown;
+        }
         Form::Interpret => return StackEffect::Unknown,
         _ => return StackEffect::None,
     }
@@ -231,6 +235,11 @@ fn window(items: &[Item<'_>]) -> Option<(i32, i32)> {
             Form::Push(what) => {
                 let fits = what != PushOf::Memory || operand_fits(item, depth, &mut touch);
                 let fits = fits && touch(depth, -8, 8);
+                depth -= 8;
+                fits
+            }
+            Form::PushFlags => {
+                let fits = touch(depth, -8, 8);
                 depth -= 8;
                 fits
             }
