@@ -144,6 +144,12 @@ impl TestCpu {
         self
     }
 
+    /// Has everything translated when it first runs.
+    pub fn translate_at_once(&mut self) -> &mut Self {
+        self.cpu.translator.set_threshold(0);
+        self
+    }
+
     /// Runs one instruction.
     pub fn step(&mut self) -> Exec {
         match self.cpu.run_one() {

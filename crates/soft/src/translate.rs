@@ -740,3 +740,7 @@ impl Machine {
         Some(number)
     }
 }
+
+#[cfg(test)]
+#[path = "translate_test.rs"]
+mod test;
