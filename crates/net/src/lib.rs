@@ -7,6 +7,7 @@
 //! * [`program`]: what a port does with each packet; compiled from the model.
 //! * [`packet`]: what a packet says.
 //! * [`answer`]: what a port answers itself.
+//! * [`service`]: DNS and the metadata, behind the gateway's addresses.
 //! * [`switch`]: the ports of a network and what passes between them.
 //! * [`plane`]: the thread that runs a switch.
 //! * [`queue`]: bounded queues of frames between threads.
@@ -20,5 +21,6 @@ pub mod packet;
 pub mod plane;
 pub mod program;
 pub mod queue;
+pub mod service;
 pub mod switch;
 pub mod uplink;

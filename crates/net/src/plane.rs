@@ -10,6 +10,7 @@
 //! peer or the uplink sends may end it.
 
 mod outlets;
+mod services;
 mod worker;
 
 use std::os::fd::OwnedFd;
@@ -23,6 +24,8 @@ use crate::link::Offload;
 use crate::model::{Network, Port, PortId};
 use crate::program::Origin;
 use crate::queue::{PortLink, Queue};
+use crate::service::metadata::Metadata;
+use crate::service::resolver::Resolvers;
 use crate::switch::{Counters, SwitchError};
 use crate::uplink::Uplink;
 use worker::Worker;
@@ -68,24 +71,30 @@ enum Request {
     ),
     SetPort(Box<Port>, Sender<Result<(), PlaneError>>),
     RemovePort(PortId),
+    SetMetadata(PortId, Box<Metadata>),
     Counters(PortId, Sender<Option<Counters>>),
     Trace(PortId, Origin, Vec<u8>, Sender<Option<String>>),
     Stop,
 }
 
 impl Plane {
-    /// Starts a network's plane.
+    /// Starts a network's plane. Names that aren't the network's are asked of
+    /// `resolvers`.
     ///
     /// # Errors
     /// The network can't be, or the host has no descriptors or threads left.
-    pub fn start(network: Network, uplink: Box<dyn Uplink>) -> Result<Self, PlaneError> {
+    pub fn start(
+        network: Network,
+        uplink: Box<dyn Uplink>,
+        resolvers: Resolvers,
+    ) -> Result<Self, PlaneError> {
         network.check()?;
         let wake = Arc::new(
             eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
                 .map_err(std::io::Error::from)?,
         );
         let (requests, inbox) = channel();
-        let worker = Worker::new(network, uplink, inbox, wake.clone())?;
+        let worker = Worker::new(network, uplink, resolvers, inbox, wake.clone())?;
         let thread = std::thread::Builder::new()
             .name("net".to_owned())
             .spawn(move || worker.run())?;
@@ -126,6 +135,11 @@ impl Plane {
     /// Unplugs a port.
     pub fn remove_port(&self, port: PortId) {
         let _ = self.tell(Request::RemovePort(port));
+    }
+
+    /// Says what a port's guest is told by the metadata service.
+    pub fn set_metadata(&self, port: PortId, metadata: Metadata) {
+        let _ = self.tell(Request::SetMetadata(port, Box::new(metadata)));
     }
 
     /// What a port has seen so far.

@@ -17,8 +17,6 @@ pub(super) struct PlaneOutlets {
     pub(super) uplink: Box<dyn Uplink>,
     /// Frames for services, taken after each frame that made them.
     pub(super) for_services: Vec<(PortId, Service, Vec<u8>, Offload)>,
-    /// Frames for other processes.
-    pub(super) for_peers: Vec<(Option<PeerId>, Vec<u8>, Offload)>,
 }
 
 /// How many frames for services may gather in a round: services answer

@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
 use super::outlets::{GuestQueues, PlaneOutlets};
+use super::services::Services;
 use super::{PlaneError, Request};
 use crate::model::{Direction, Network, Port, PortId};
 use crate::program::DropReason;
 use crate::program::flow::Milliseconds;
 use crate::queue::{Batch, Queue};
+use crate::service::resolver::Resolvers;
 use crate::switch::{Switch, SwitchError};
 use crate::uplink::Uplink;
 
@@ -29,6 +31,7 @@ const ADVERTISE_INTERVAL: Duration = Duration::from_secs(600);
 /// Tells apart what the loop waits for.
 const WAKE: u64 = 0;
 const UPLINK: u64 = 1;
+const RESOLVER: u64 = 2;
 /// A port's queue: this plus its number.
 const FIRST_QUEUE: u64 = 16;
 
@@ -36,6 +39,7 @@ const FIRST_QUEUE: u64 = 16;
 pub(super) struct Worker {
     switch: Switch,
     outlets: PlaneOutlets,
+    services: Services,
     inbox: Receiver<Request>,
     wake: Arc<OwnedFd>,
     epoll: OwnedFd,
@@ -54,6 +58,7 @@ impl Worker {
     pub(super) fn new(
         network: Network,
         uplink: Box<dyn Uplink>,
+        resolvers: Resolvers,
         inbox: Receiver<Request>,
         wake: Arc<OwnedFd>,
     ) -> Result<Self, PlaneError> {
@@ -65,8 +70,8 @@ impl Worker {
                 guests: BTreeMap::new(),
                 uplink,
                 for_services: Vec::new(),
-                for_peers: Vec::new(),
             },
+            services: Services::new(resolvers)?,
             inbox,
             wake,
             epoll,
@@ -80,6 +85,7 @@ impl Worker {
         };
         worker.watch(std::os::fd::AsFd::as_fd(&*worker.wake), WAKE)?;
         worker.watch(worker.outlets.uplink.ready(), UPLINK)?;
+        worker.watch(worker.services.ready(), RESOLVER)?;
         Ok(worker)
     }
 
@@ -93,7 +99,11 @@ impl Worker {
     pub(super) fn run(mut self) {
         let mut events: Vec<epoll::Event> = Vec::with_capacity(64);
         loop {
-            let until = self.expire_at.min(self.advertise_at);
+            let now = self.started.elapsed().as_millis() as Milliseconds;
+            let mut until = self.expire_at.min(self.advertise_at);
+            if let Some(deadline) = self.services.deadline(now) {
+                until = until.min(deadline);
+            }
             let wait = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             let wait = rustix::time::Timespec {
                 tv_sec: wait.as_secs() as i64,
@@ -120,10 +130,14 @@ impl Worker {
                         }
                     }
                     UPLINK => self.serve_uplink(now),
+                    // Served every round.
+                    RESOLVER => {}
                     queue => self.serve_queue(now, queue),
                 }
             }
             self.serve_timers(now);
+            self.services
+                .serve(now, &mut self.switch, &mut self.outlets);
             self.flush();
         }
     }
@@ -193,6 +207,9 @@ impl Worker {
                     let _ = reply.send(self.set_port(*port));
                 }
                 Request::RemovePort(port) => self.remove_port(port),
+                Request::SetMetadata(port, metadata) => {
+                    self.services.set_metadata(&self.switch, port, *metadata);
+                }
                 Request::Counters(port, reply) => {
                     let _ = reply.send(self.counters(port));
                 }
@@ -228,6 +245,7 @@ impl Worker {
             back.push((Batch::default(), to_guest));
         }
         self.outlets.guests.insert(id, GuestQueues { queues: back });
+        self.services.set_names(&self.switch);
         Ok(())
     }
 
@@ -236,11 +254,15 @@ impl Worker {
             let network = self.switch.network().name.clone();
             return Err(SwitchError::NoPort(network, port.id).into());
         }
-        Ok(self.switch.set_port(port)?)
+        self.switch.set_port(port)?;
+        self.services.set_names(&self.switch);
+        Ok(())
     }
 
     fn remove_port(&mut self, id: PortId) {
         self.switch.remove_port(id);
+        self.services.remove_port(id);
+        self.services.set_names(&self.switch);
         self.outlets.guests.remove(&id);
         let epoll = &self.epoll;
         self.queues.retain(|_, (port, queue)| {
