@@ -8,6 +8,7 @@
 //! * [`packet`]: what a packet says.
 //! * [`answer`]: what a port answers itself.
 //! * [`service`]: DNS and the metadata, behind the gateway's addresses.
+//! * [`segment`]: a network that several processes of a user share.
 //! * [`switch`]: the ports of a network and what passes between them.
 //! * [`plane`]: the thread that runs a switch.
 //! * [`queue`]: bounded queues of frames between threads.
@@ -21,6 +22,7 @@ pub mod packet;
 pub mod plane;
 pub mod program;
 pub mod queue;
+pub mod segment;
 pub mod service;
 pub mod switch;
 pub mod uplink;

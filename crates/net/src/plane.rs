@@ -24,6 +24,7 @@ use crate::link::Offload;
 use crate::model::{Network, Port, PortId};
 use crate::program::Origin;
 use crate::queue::{PortLink, Queue};
+use crate::segment::Peers;
 use crate::service::metadata::Metadata;
 use crate::service::resolver::Resolvers;
 use crate::switch::{Counters, SwitchError};
@@ -70,6 +71,7 @@ enum Request {
         Sender<Result<(), PlaneError>>,
     ),
     SetPort(Box<Port>, Sender<Result<(), PlaneError>>),
+    Join(Box<Peers>, Sender<Result<(), PlaneError>>),
     RemovePort(PortId),
     SetMetadata(PortId, Box<Metadata>),
     Counters(PortId, Sender<Option<Counters>>),
@@ -130,6 +132,15 @@ impl Plane {
     /// There is no such port, or it doesn't fit the network any more.
     pub fn set_port(&self, port: Port) -> Result<(), PlaneError> {
         self.ask(|reply| Request::SetPort(Box::new(port), reply))?
+    }
+
+    /// Connects the plane to the other processes of its network, which see its
+    /// ports from now on.
+    ///
+    /// # Errors
+    /// The host has no descriptors left.
+    pub fn join(&self, peers: Peers) -> Result<(), PlaneError> {
+        self.ask(|reply| Request::Join(Box::new(peers), reply))?
     }
 
     /// Unplugs a port.

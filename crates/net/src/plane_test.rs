@@ -317,3 +317,93 @@ fn dns_answers_for_the_network_and_asks_the_host_for_the_rest() {
     let reply = Message::from_vec(&reply[2..]).unwrap();
     assert_eq!(reply.answers[0].data.to_string(), lab.own.0.to_string());
 }
+
+/// Two planes in two "processes" on one network.
+#[test]
+fn machines_of_two_processes_reach_each_other_by_name() {
+    use hickory_proto::op::Message;
+    let networks = tempfile::tempdir().unwrap();
+    let start = |name: &str| {
+        let member = crate::segment::join(networks.path(), "lab", name, 1500).unwrap();
+        let uplink = Box::new(NoUplink::new().unwrap());
+        let plane = Plane::start(member.network.clone(), uplink, Resolvers::Fixed(vec![])).unwrap();
+        let port = Port::new(
+            &member.network,
+            PortId(1),
+            name,
+            member.lease.mac,
+            member.lease.v4,
+        );
+        let link = plane.add_port(port.clone(), 1).unwrap().remove(0);
+        plane.join(member.peers).unwrap();
+        (plane, port, link, member.network, member.lock)
+    };
+    let (_web_plane, web, mut web_link, network, _web_lock) = start("web");
+    let (_db_plane, db, db_link, ..) = start("db");
+    let gateway: std::net::IpAddr = network.v4.unwrap().gateway.into();
+
+    // By name, as soon as they know of each other.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let address = loop {
+        let mut frame = Vec::new();
+        let to = crate::packet::build::Envelope {
+            ethernet: (web.mac, GATEWAY_MAC),
+            ip: (web.v4.unwrap().into(), gateway),
+        };
+        crate::packet::build::udp(&mut frame, to, (5000, 53), &dns_query("db.lab.internal."));
+        web_link.send(&frame, Offload::default());
+        web_link.flush();
+        let reply = Message::from_vec(&receive(&mut web_link)[42..]).unwrap();
+        if let Some(record) = reply.answers.first() {
+            break record.data.to_string();
+        }
+        assert!(Instant::now() < deadline, "the name wasn't found");
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    assert_eq!(address, db.v4.unwrap().to_string());
+
+    // A whole TCP exchange between the two, large frames and all.
+    let server = std::thread::spawn(move || {
+        use smoltcp::iface::{Config, Interface, SocketSet};
+        use smoltcp::socket::tcp;
+        use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr};
+        let clock = || smoltcp::time::Instant::now();
+        let mut guest = Guest { link: db_link };
+        let config = Config::new(HardwareAddress::Ethernet(EthernetAddress(db.mac.0)));
+        let mut interface = Interface::new(config, &mut guest, clock());
+        interface.update_ip_addrs(|list| {
+            list.push(IpCidr::new(db.v4.unwrap().into(), 24)).unwrap();
+        });
+        let mut sockets = SocketSet::new(Vec::new());
+        let buffer = || tcp::SocketBuffer::new(vec![0; 65536]);
+        let mut socket = tcp::Socket::new(buffer(), buffer());
+        socket.listen(80).unwrap();
+        let handle = sockets.add(socket);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let mut said = false;
+        while Instant::now() < deadline {
+            interface.poll(clock(), &mut guest, &mut sockets);
+            let socket = sockets.get_mut::<tcp::Socket<'_>>(handle);
+            if socket.can_recv() && !said {
+                socket.recv(|data| (data.len(), ())).unwrap();
+                socket.send_slice(&[b'x'; 30_000]).unwrap();
+                said = true;
+            }
+            if said && !socket.may_recv() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    let mut guest = Guest { link: web_link };
+    let to = std::net::SocketAddr::new(db_address(&address), 80);
+    let own = web.v4.unwrap().into();
+    let all = |bytes: &[u8]| bytes.len() == 30_000;
+    let reply = request(&mut guest, web.mac, own, gateway, to, b"hello", 41_000, all);
+    assert_eq!(reply.len(), 30_000);
+    server.join().unwrap();
+}
+
+fn db_address(text: &str) -> std::net::IpAddr {
+    text.parse().unwrap()
+}

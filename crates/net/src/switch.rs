@@ -380,10 +380,12 @@ impl Switch {
         }
     }
 
-    /// A frame from a port of another process.
+    /// A frame from a port of another process. One that no port of that
+    /// process can have sent is ignored.
     pub fn from_peer(
         &mut self,
         now: Milliseconds,
+        peer: PeerId,
         frame: &[u8],
         offload: Offload,
         outlets: &mut dyn Outlets,
@@ -391,6 +393,10 @@ impl Switch {
         let Some(ethernet) = Ethernet::parse(frame) else {
             return;
         };
+        match self.places.get(&ethernet.source) {
+            Some(Place::There(owner)) if *owner == peer => {}
+            _ => return,
+        }
         if ethernet.destination.is_multicast() {
             self.deliver_to_all(now, None, frame, offload, outlets);
         } else if let Some(Place::Here(to)) = self.places.get(&ethernet.destination) {

@@ -15,8 +15,9 @@ use crate::model::{Direction, Network, Port, PortId};
 use crate::program::DropReason;
 use crate::program::flow::Milliseconds;
 use crate::queue::{Batch, Queue};
+use crate::segment::{PeerEvent, Peers};
 use crate::service::resolver::Resolvers;
-use crate::switch::{Switch, SwitchError};
+use crate::switch::{PeerPort, Switch, SwitchError, addresses};
 use crate::uplink::Uplink;
 
 /// How many packets are taken from the uplink in a round.
@@ -32,6 +33,7 @@ const ADVERTISE_INTERVAL: Duration = Duration::from_secs(600);
 const WAKE: u64 = 0;
 const UPLINK: u64 = 1;
 const RESOLVER: u64 = 2;
+const PEERS: u64 = 3;
 /// A port's queue: this plus its number.
 const FIRST_QUEUE: u64 = 16;
 
@@ -69,6 +71,7 @@ impl Worker {
             outlets: PlaneOutlets {
                 guests: BTreeMap::new(),
                 uplink,
+                peers: None,
                 for_services: Vec::new(),
             },
             services: Services::new(resolvers)?,
@@ -130,6 +133,7 @@ impl Worker {
                         }
                     }
                     UPLINK => self.serve_uplink(now),
+                    PEERS => self.serve_peers(now),
                     // Served every round.
                     RESOLVER => {}
                     queue => self.serve_queue(now, queue),
@@ -206,6 +210,9 @@ impl Worker {
                 Request::SetPort(port, reply) => {
                     let _ = reply.send(self.set_port(*port));
                 }
+                Request::Join(peers, reply) => {
+                    let _ = reply.send(self.join(*peers));
+                }
                 Request::RemovePort(port) => self.remove_port(port),
                 Request::SetMetadata(port, metadata) => {
                     self.services.set_metadata(&self.switch, port, *metadata);
@@ -221,6 +228,53 @@ impl Worker {
             }
         }
         true
+    }
+
+    /// Tells everyone who is to know which ports there are.
+    fn ports_changed(&mut self) {
+        self.services.set_names(&self.switch);
+        if let Some(peers) = &mut self.outlets.peers {
+            let ports: Vec<PeerPort> = self
+                .switch
+                .ports()
+                .map(|port| PeerPort {
+                    name: port.name.clone(),
+                    mac: port.mac,
+                    addresses: addresses(port).collect(),
+                })
+                .collect();
+            peers.announce(&ports);
+        }
+    }
+
+    fn join(&mut self, peers: Peers) -> Result<(), PlaneError> {
+        self.watch(peers.ready(), PEERS)?;
+        self.outlets.peers = Some(peers);
+        self.ports_changed();
+        Ok(())
+    }
+
+    /// Takes what came from other processes.
+    fn serve_peers(&mut self, now: Milliseconds) {
+        // Nothing that comes from a peer goes to one.
+        let Some(mut peers) = self.outlets.peers.take() else {
+            return;
+        };
+        let (switch, outlets) = (&mut self.switch, &mut self.outlets);
+        let mut changed = false;
+        peers.serve(|peer, event| match event {
+            PeerEvent::Ports(ports) => {
+                switch.set_peer(peer, ports);
+                changed = true;
+            }
+            PeerEvent::Frame(frame, offload) => {
+                switch.from_peer(now, peer, frame, offload, outlets);
+            }
+        });
+        self.outlets.peers = Some(peers);
+        if changed {
+            self.services.set_names(&self.switch);
+        }
     }
 
     fn add_port(
@@ -245,7 +299,7 @@ impl Worker {
             back.push((Batch::default(), to_guest));
         }
         self.outlets.guests.insert(id, GuestQueues { queues: back });
-        self.services.set_names(&self.switch);
+        self.ports_changed();
         Ok(())
     }
 
@@ -255,14 +309,14 @@ impl Worker {
             return Err(SwitchError::NoPort(network, port.id).into());
         }
         self.switch.set_port(port)?;
-        self.services.set_names(&self.switch);
+        self.ports_changed();
         Ok(())
     }
 
     fn remove_port(&mut self, id: PortId) {
         self.switch.remove_port(id);
         self.services.remove_port(id);
-        self.services.set_names(&self.switch);
+        self.ports_changed();
         self.outlets.guests.remove(&id);
         let epoll = &self.epoll;
         self.queues.retain(|_, (port, queue)| {
