@@ -81,11 +81,20 @@ enum Request {
 
 impl Plane {
     /// Starts a network's plane. Names that aren't the network's are asked of
+    /// the host's resolvers.
+    ///
+    /// # Errors
+    /// The network can't be, or the host has no descriptors or threads left.
+    pub fn start(network: Network, uplink: Box<dyn Uplink>) -> Result<Self, PlaneError> {
+        Self::start_with(network, uplink, Resolvers::of_host())
+    }
+
+    /// Starts a network's plane. Names that aren't the network's are asked of
     /// `resolvers`.
     ///
     /// # Errors
     /// The network can't be, or the host has no descriptors or threads left.
-    pub fn start(
+    pub fn start_with(
         network: Network,
         uplink: Box<dyn Uplink>,
         resolvers: Resolvers,

@@ -21,7 +21,7 @@ fn a_guest_learns_the_gateways_address() {
     let network = Network::named("test", 1500);
     let subnet = network.v4.unwrap();
     let address: std::net::Ipv4Addr = (u32::from(subnet.gateway) + 1).into();
-    let plane = Plane::start(
+    let plane = Plane::start_with(
         network.clone(),
         Box::new(NoUplink::new().unwrap()),
         Resolvers::Fixed(vec![]),
@@ -94,9 +94,7 @@ impl smoltcp::phy::Device for Guest {
 /// One request over TCP by smoltcp; gives all that came back.
 fn request(
     guest: &mut Guest,
-    mac: MacAddress,
-    own: std::net::IpAddr,
-    gateway: std::net::IpAddr,
+    (mac, own, gateway): (MacAddress, std::net::IpAddr, std::net::IpAddr),
     to: std::net::SocketAddr,
     bytes: &[u8],
     local_port: u16,
@@ -162,7 +160,7 @@ struct Lab {
 fn lab(resolvers: Resolvers) -> Lab {
     let network = Network::named("test", 1500);
     let address: std::net::Ipv4Addr = (u32::from(network.v4.unwrap().gateway) + 1).into();
-    let plane = Plane::start(
+    let plane = Plane::start_with(
         network.clone(),
         Box::new(NoUplink::new().unwrap()),
         resolvers,
@@ -217,9 +215,7 @@ fn a_guest_reads_its_metadata_over_both_families() {
             };
             let reply = request(
                 &mut lab.guest,
-                MAC,
-                own,
-                gateway,
+                (MAC, own, gateway),
                 to,
                 put.as_bytes(),
                 port,
@@ -236,9 +232,7 @@ fn a_guest_reads_its_metadata_over_both_families() {
                 let whole = |bytes: &[u8]| bytes.ends_with(b"#") && bytes.len() > 40_000 + 50;
                 let data = request(
                     &mut lab.guest,
-                    MAC,
-                    own,
-                    gateway,
+                    (MAC, own, gateway),
                     to,
                     get.as_bytes(),
                     port,
@@ -306,9 +300,7 @@ fn dns_answers_for_the_network_and_asks_the_host_for_the_rest() {
     let own = lab.own.0.into();
     let reply = request(
         &mut lab.guest,
-        MAC,
-        own,
-        gateway,
+        (MAC, own, gateway),
         (gateway, 53).into(),
         &bytes,
         45_000,
@@ -326,7 +318,8 @@ fn machines_of_two_processes_reach_each_other_by_name() {
     let start = |name: &str| {
         let member = crate::segment::join(networks.path(), "lab", name, 1500).unwrap();
         let uplink = Box::new(NoUplink::new().unwrap());
-        let plane = Plane::start(member.network.clone(), uplink, Resolvers::Fixed(vec![])).unwrap();
+        let plane =
+            Plane::start_with(member.network.clone(), uplink, Resolvers::Fixed(vec![])).unwrap();
         let port = Port::new(
             &member.network,
             PortId(1),
@@ -399,7 +392,14 @@ fn machines_of_two_processes_reach_each_other_by_name() {
     let to = std::net::SocketAddr::new(db_address(&address), 80);
     let own = web.v4.unwrap().into();
     let all = |bytes: &[u8]| bytes.len() == 30_000;
-    let reply = request(&mut guest, web.mac, own, gateway, to, b"hello", 41_000, all);
+    let reply = request(
+        &mut guest,
+        (web.mac, own, gateway),
+        to,
+        b"hello",
+        41_000,
+        all,
+    );
     assert_eq!(reply.len(), 30_000);
     server.join().unwrap();
 }
