@@ -16,6 +16,8 @@
 #![forbid(unsafe_code)]
 
 pub mod answer;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 pub mod link;
 pub mod model;
 pub mod packet;

@@ -13,6 +13,7 @@ mod outlets;
 mod services;
 mod worker;
 
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -76,6 +77,7 @@ enum Request {
     SetMetadata(PortId, Box<Metadata>),
     Counters(PortId, Sender<Option<Counters>>),
     Trace(PortId, Origin, Vec<u8>, Sender<Option<String>>),
+    TraceTo(PortId, u8, SocketAddr, Sender<Option<String>>),
     Stop,
 }
 
@@ -181,6 +183,23 @@ impl Plane {
         frame: Vec<u8>,
     ) -> Result<Option<String>, PlaneError> {
         self.ask(|reply| Request::Trace(port, origin, frame, reply))
+    }
+
+    /// What would happen to the first packet a port's guest sends to
+    /// `destination` by a protocol of IP (6 TCP, 17 UDP, else an echo request),
+    /// as text: each rule that decides, on every port of this process it
+    /// passes. `None`, if there is no such port, or it has no address to send
+    /// from.
+    ///
+    /// # Errors
+    /// The thread has ended.
+    pub fn trace_to(
+        &self,
+        port: PortId,
+        protocol: u8,
+        destination: SocketAddr,
+    ) -> Result<Option<String>, PlaneError> {
+        self.ask(|reply| Request::TraceTo(port, protocol, destination, reply))
     }
 
     fn tell(&self, request: Request) -> Result<(), PlaneError> {

@@ -407,3 +407,103 @@ fn machines_of_two_processes_reach_each_other_by_name() {
 fn db_address(text: &str) -> std::net::IpAddr {
     text.parse().unwrap()
 }
+
+#[test]
+fn a_flooding_guest_stops_nobody_and_costs_bounded_memory() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let network = Network::named("test", 1500);
+    let plane = Plane::start(network.clone(), Box::new(NoUplink::new().unwrap())).unwrap();
+    let gateway = u32::from(network.v4.unwrap().gateway);
+    let good = Port::new(&network, PortId(1), "good", MAC, Some((gateway + 1).into()));
+    let bad_mac = MacAddress([0x52, 0x54, 0, 0, 0, 2]);
+    let bad = Port::new(
+        &network,
+        PortId(2),
+        "bad",
+        bad_mac,
+        Some((gateway + 2).into()),
+    );
+    let mut good_link = plane.add_port(good, 1).unwrap().remove(0);
+    let mut bad_link = plane.add_port(bad, 1).unwrap().remove(0);
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = stop.clone();
+    // Broadcasts to the good guest, garbage, queries, connections: never read.
+    let flood = std::thread::spawn(move || {
+        let own: std::net::IpAddr = std::net::Ipv4Addr::from(gateway + 2).into();
+        let to = |mac, ip: std::net::IpAddr| crate::packet::build::Envelope {
+            ethernet: (bad_mac, mac),
+            ip: (own, ip),
+        };
+        let target: std::net::IpAddr = std::net::Ipv4Addr::from(gateway).into();
+        let mut frames: Vec<Vec<u8>> = vec![vec![0xff; 9000], vec![], vec![0x45; 60]];
+        let mut frame = Vec::new();
+        let everyone = std::net::Ipv4Addr::BROADCAST.into();
+        crate::packet::build::udp(
+            &mut frame,
+            to(MacAddress::BROADCAST, everyone),
+            (1, 9),
+            &[0; 1000],
+        );
+        frames.push(frame);
+        let mut frame = Vec::new();
+        crate::packet::build::udp(&mut frame, to(GATEWAY_MAC, target), (1, 53), b"nonsense");
+        frames.push(frame);
+        for port in 0..200 {
+            let mut frame = Vec::new();
+            let ports = (port, 53);
+            crate::packet::build::tcp_control(
+                &mut frame,
+                to(GATEWAY_MAC, target),
+                ports,
+                (1, 0),
+                2,
+            );
+            frames.push(frame);
+        }
+        while !stopped.load(Ordering::Relaxed) {
+            for frame in &frames {
+                bad_link.send(frame, Offload::default());
+            }
+            bad_link.flush();
+        }
+        bad_link
+    });
+    let mut frame = Vec::new();
+    for round in 0..20u16 {
+        let mut ping = Vec::new();
+        let to = crate::packet::build::Envelope {
+            ethernet: (MAC, GATEWAY_MAC),
+            ip: (
+                std::net::Ipv4Addr::from(gateway + 1).into(),
+                std::net::Ipv4Addr::from(gateway).into(),
+            ),
+        };
+        let [high, low] = round.to_be_bytes();
+        crate::packet::build::icmpv4(&mut ping, to, &[8, 0, 0, 0, 7, 7, high, low]);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        // The flood fills the queue to this guest, too: it reads on, and asks
+        // again now and then, as ping does.
+        let mut asked = Instant::now() - Duration::from_secs(1);
+        loop {
+            assert!(Instant::now() < deadline, "no answer in round {round}");
+            if asked.elapsed() > Duration::from_millis(200) {
+                good_link.send(&ping, Offload::default());
+                good_link.flush();
+                asked = Instant::now();
+            }
+            frame.clear();
+            match good_link.receive(&mut frame) {
+                Some(_) if frame.get(23) == Some(&1) && frame[40..42] == [high, low] => break,
+                Some(_) => {}
+                None => std::thread::yield_now(),
+            }
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    drop(flood.join().unwrap());
+    let counters = plane.counters(PortId(2)).unwrap().unwrap();
+    let direction = crate::model::Direction::Out;
+    use crate::program::DropReason;
+    assert!(counters.dropped(direction, DropReason::SpoofedMac) > 0);
+    assert!(counters.dropped(direction, DropReason::Truncated) > 0);
+}

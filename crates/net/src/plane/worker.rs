@@ -224,6 +224,17 @@ impl Worker {
                     let trace = self.switch.trace(port, origin, &frame, &Default::default());
                     let _ = reply.send(trace.map(|trace| trace.to_string()));
                 }
+                Request::TraceTo(port, protocol, destination, reply) => {
+                    let traces = self.switch.trace_to(port, protocol, destination);
+                    let _ = reply.send(traces.map(|traces| {
+                        let lines = traces.iter().map(|(id, trace)| {
+                            let name = self.switch.ports().find(|port| port.id == *id);
+                            let name = name.map_or("", |port| port.name.as_str());
+                            format!("at {name}:\n{trace}")
+                        });
+                        lines.collect::<Vec<_>>().join("\n")
+                    }));
+                }
                 Request::Stop => return false,
             }
         }
