@@ -312,7 +312,21 @@ fn table() -> Vec<Case> {
         case(
             "router solicitation",
             Guest,
-            changed(frame(gw, ("::", "ff02::2"), Icmp6(133)), |_| {}),
+            {
+                let to = Envelope {
+                    ethernet: (MAC, MacAddress([0x33, 0x33, 0, 0, 0, 2])),
+                    ip: ("::".parse().unwrap(), "ff02::2".parse().unwrap()),
+                };
+                let mut frame = Vec::new();
+                build::icmpv6(&mut frame, to, 255, &[133, 0, 0, 0, 0, 0, 0, 0]);
+                frame
+            },
+            A(Answer::Router),
+        ),
+        case(
+            "router solicitation, an option that does not end",
+            Guest,
+            frame(gw, ("::", "ff02::2"), Icmp6(133)),
             Drop(R::SpoofedNeighbour),
         ),
         case(

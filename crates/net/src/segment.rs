@@ -147,6 +147,40 @@ pub fn join(
     })
 }
 
+/// A network as its directory tells of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inspection {
+    /// The network.
+    pub network: Network,
+    /// Who has an address on it, by name, be it running or not.
+    pub instances: Vec<(String, Lease)>,
+}
+
+/// What a network is and who has an address on it, be it running or not;
+/// `None`, if nobody ever joined it. Changes nothing.
+///
+/// # Errors
+/// The directory can't be read, or what is in it.
+pub fn inspect(networks: &Path, name: &str) -> Result<Option<Inspection>, SegmentError> {
+    if !is_name(name) {
+        return Err(SegmentError::Name(name.to_owned()));
+    }
+    let directory = Directory {
+        network: name.to_owned(),
+        path: networks.join(name),
+    };
+    let Some(network) = directory.read_network()? else {
+        return Ok(None);
+    };
+    let mut instances: Vec<(String, Lease)> = directory
+        .leases("")?
+        .into_iter()
+        .filter_map(|(path, lease)| Some((path.file_stem()?.to_str()?.to_owned(), lease)))
+        .collect();
+    instances.sort_by(|(one, _), (other, _)| one.cmp(other));
+    Ok(Some(Inspection { network, instances }))
+}
+
 /// A network's directory, locked by the caller.
 struct Directory {
     network: String,
@@ -175,35 +209,46 @@ impl Directory {
             .map_err(|error| self.error("opening", &path, error))
     }
 
-    /// Reads what the network is, or says it.
-    fn network(&self, mtu: u16) -> Result<Network, SegmentError> {
-        let path = self.path.join("network.json");
-        let wrong = |error: String| SegmentError::Description {
+    fn description(&self) -> PathBuf {
+        self.path.join("network.json")
+    }
+
+    fn wrong(&self, error: impl ToString) -> SegmentError {
+        SegmentError::Description {
             network: self.network.clone(),
-            path: path.clone(),
-            error,
-        };
-        match std::fs::read(&path) {
+            path: self.description(),
+            error: error.to_string(),
+        }
+    }
+
+    /// Reads what the network is, if anyone has said it.
+    fn read_network(&self) -> Result<Option<Network>, SegmentError> {
+        match std::fs::read(self.description()) {
             Ok(bytes) => {
                 let network: Network =
-                    serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
-                network.check().map_err(|error| wrong(error.to_string()))?;
-                Ok(network)
+                    serde_json::from_slice(&bytes).map_err(|error| self.wrong(error))?;
+                network.check().map_err(|error| self.wrong(error))?;
+                Ok(Some(network))
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let network = Network::named(&self.network, mtu);
-                network.check().map_err(|error| wrong(error.to_string()))?;
-                let bytes = serde_json::to_vec_pretty(&network)
-                    .map_err(|error| wrong(error.to_string()))?;
-                // Whole or not at all, whenever we are killed.
-                let new = self.path.join("network.json.new");
-                std::fs::write(&new, bytes)
-                    .and_then(|()| std::fs::rename(&new, &path))
-                    .map_err(|error| self.error("writing", &path, error))?;
-                Ok(network)
-            }
-            Err(error) => Err(self.error("reading", &path, error)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(self.error("reading", &self.description(), error)),
         }
+    }
+
+    /// Reads what the network is, or says it.
+    fn network(&self, mtu: u16) -> Result<Network, SegmentError> {
+        if let Some(network) = self.read_network()? {
+            return Ok(network);
+        }
+        let network = Network::named(&self.network, mtu);
+        network.check().map_err(|error| self.wrong(error))?;
+        let bytes = serde_json::to_vec_pretty(&network).map_err(|error| self.wrong(error))?;
+        // Whole or not at all, whenever we are killed.
+        let new = self.path.join("network.json.new");
+        std::fs::write(&new, bytes)
+            .and_then(|()| std::fs::rename(&new, self.description()))
+            .map_err(|error| self.error("writing", &self.description(), error))?;
+        Ok(network)
     }
 
     /// Takes an instance's lease, or gives it one.

@@ -14,6 +14,14 @@ fn instances_get_addresses_of_their_own_and_keep_them() {
     let error = join("web").unwrap_err();
     assert!(matches!(error, SegmentError::Running(..)), "{error}");
 
+    let Inspection { network, instances } = inspect(networks.path(), "lab").unwrap().unwrap();
+    assert_eq!(network, web.network);
+    assert_eq!(
+        instances,
+        [("db".to_owned(), db.lease), ("web".to_owned(), web.lease)]
+    );
+    assert!(inspect(networks.path(), "other").unwrap().is_none());
+
     let lease = web.lease;
     drop(web);
     let cache = join("cache").unwrap();
