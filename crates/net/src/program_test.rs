@@ -905,6 +905,7 @@ fn every_reason_a_program_has_is_in_the_table() {
         .collect();
     // These come from elsewhere, or from a port unlike the table's.
     let elsewhere = [
+        // In `networks_of_other_kinds_hold_their_promises`.
         DropReason::NotRouted,
         DropReason::GatewayPort,
         DropReason::TooManyFlows,
@@ -917,6 +918,98 @@ fn every_reason_a_program_has_is_in_the_table() {
             "{reason:?}"
         );
     }
+}
+
+/// What a network's kind changes.
+#[test]
+fn networks_of_other_kinds_hold_their_promises() {
+    use Segment::Tcp;
+    let verdict = |network: &Network, origin: Origin, ips: (&str, &str), segment: Segment| {
+        let program = compile::compile(network, &port(), &Neighbours::default(), 1);
+        let macs = if origin == Origin::Guest {
+            (MAC, GATEWAY_MAC)
+        } else {
+            (GATEWAY_MAC, MAC)
+        };
+        let mut bytes = frame(macs, ips, segment);
+        if origin == Origin::Uplink {
+            bytes.drain(..ETHERNET_LENGTH);
+        }
+        let mut pair = Pair {
+            executor: Executor::new(program),
+            flows: FlowMap::default(),
+        };
+        pair.decide(0, origin, &bytes, &Offload::default())
+    };
+    let (guest, syn) = (Origin::Guest, Tcp(4000, 443, SYN));
+    let drop = Verdict::Drop;
+
+    let closed = Network {
+        routed: false,
+        ..network()
+    };
+    assert_eq!(
+        verdict(&closed, guest, OUT, syn),
+        drop(DropReason::NotRouted)
+    );
+    let gateway = ("10.0.0.2", "10.0.0.1");
+    assert_eq!(
+        verdict(&closed, guest, gateway, Segment::Udp(1, 53)),
+        Verdict::Service(Service::Dns)
+    );
+
+    let open = Network {
+        host_loopback: true,
+        ..network()
+    };
+    assert_eq!(verdict(&open, guest, gateway, syn), Verdict::Uplink);
+    assert_eq!(
+        verdict(&open, guest, ("fd00:1::2", "fd00:1::1"), syn),
+        Verdict::Uplink
+    );
+    assert_eq!(
+        verdict(&open, guest, ("10.0.0.2", "127.0.0.1"), syn),
+        drop(DropReason::Martian)
+    );
+    assert_eq!(
+        verdict(&open, guest, gateway, Segment::Udp(1, 53)),
+        Verdict::Service(Service::Dns)
+    );
+    let metadata = ("10.0.0.2", "169.254.169.254");
+    let refusal = Verdict::Answer(Answer::Refusal);
+    assert_eq!(
+        verdict(&open, guest, metadata, syn),
+        refusal,
+        "never the host's own"
+    );
+    assert_eq!(verdict(&network(), guest, gateway, syn), refusal);
+    let reply = ("10.0.0.2", "10.0.0.1");
+    assert_eq!(
+        verdict(&network(), guest, reply, Segment::Echo(false)),
+        drop(DropReason::GatewayPort)
+    );
+
+    let only_v6 = Network {
+        v4: None,
+        ..network()
+    };
+    assert_eq!(
+        verdict(&only_v6, guest, OUT, syn),
+        drop(DropReason::UnknownProtocol)
+    );
+    assert_eq!(
+        verdict(&only_v6, guest, ("fd00:1::2", "2600::1"), syn),
+        Verdict::Uplink
+    );
+    let only_v4 = Network {
+        v6: None,
+        ..network()
+    };
+    assert_eq!(
+        verdict(&only_v4, guest, ("fd00:1::2", "2600::1"), syn),
+        drop(DropReason::UnknownProtocol)
+    );
+    assert_eq!(verdict(&only_v4, guest, OUT, syn), Verdict::Uplink);
 }
 
 /// Both at once; panics where they differ.
@@ -1087,6 +1180,30 @@ fn a_rule_change_meets_conversations_that_run() {
         pair.beyond(3, BACK, Tcp(22, 4001, ACK)),
         Verdict::Drop(DropReason::Denied)
     );
+}
+
+#[test]
+fn a_forwarded_client_that_is_the_host_is_answered() {
+    use Segment::Tcp;
+    for (out, back) in [
+        (("10.0.0.2", "10.0.0.1"), ("10.0.0.1", "10.0.0.2")),
+        (("fd00:1::2", "fd00:1::1"), ("fd00:1::1", "fd00:1::2")),
+    ] {
+        let mut pair = Pair::new(&port());
+        let refused = Verdict::Answer(Answer::Refusal);
+        assert_eq!(pair.out(0, out, Tcp(80, 7777, SYN | ACK)), refused);
+        // Whatever port the client has, be it a service's.
+        for client in [7777, 53] {
+            assert_eq!(pair.beyond(0, back, Tcp(client, 80, SYN)), Verdict::Deliver);
+            for _ in 0..3 {
+                assert_eq!(
+                    pair.out(0, out, Tcp(80, client, SYN | ACK)),
+                    Verdict::Uplink
+                );
+                assert_eq!(pair.beyond(0, back, Tcp(client, 80, ACK)), Verdict::Deliver);
+            }
+        }
+    }
 }
 
 #[test]
