@@ -3,7 +3,7 @@
 //! Each network has a directory. A process that joins finds there what the
 //! network is, takes an address for its instance, and the sockets of those
 //! that joined before; it connects to each of them, so all are connected with
-//! all, and frames go directly from plane to plane ([`peers`]).
+//! all, and frames go directly from plane to plane ([`Peers`]).
 //!
 //! What is in the directory:
 //!
