@@ -1,14 +1,16 @@
 //! Process 1 of a guest: from the initramfs to a root disk, and then one of two lives.
 //!
 //! ```text
-//!  /proc /sys /dev → modules → root disk → switch root ─┬─ run:  serve the host, power off
+//!  /proc /sys /dev → modules → root disk → switch root ─┬─ run:  network, serve the host, power off
 //!                                                       └─ boot: exec the distribution's init
 //! ```
 //!
 //! What to do comes from the kernel's command line ([`Options`]). Process 1 must never exit
 //! (the kernel panics): whatever fails is said on the console, and the machine powers off.
 
+mod dhcp;
 mod mounts;
+mod network;
 mod options;
 mod power;
 
@@ -164,9 +166,7 @@ fn exec_init(options: &Options) -> BootError {
 fn serve(options: &Options) -> Result<(), BootError> {
     mounts::run_file_systems();
     set_hostname(options);
-    if let Err(e) = sys::loopback_up() {
-        eprintln!("favo-agent: interface lo: {e}");
-    }
+    network::configure();
     let reap_all = Some(sys::child_signal_fd().map_err(failed("signalfd"))?);
     let host = connect(options)?;
     server::serve(host, ServeOptions { reap_all })?;

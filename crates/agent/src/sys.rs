@@ -2,6 +2,7 @@
 
 use std::io;
 use std::mem::{size_of, zeroed};
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
@@ -78,28 +79,132 @@ pub fn connect_vsock_host(port: u32) -> io::Result<OwnedFd> {
     }
 }
 
-/// Brings the loopback interface up.
-pub fn loopback_up() -> io::Result<()> {
-    // SAFETY: `ifreq` is plain data; the name is shorter than its field and zero-terminated
-    // by the zeroed rest; both ioctls read and write that structure only.
-    unsafe {
-        let fd = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
+/// A network interface, set up through ioctls (netdevice(7)).
+pub struct Interface {
+    socket: OwnedFd,
+    name: [libc::c_char; libc::IFNAMSIZ],
+}
+
+impl Interface {
+    /// The interface of this name.
+    pub fn new(name: &str) -> io::Result<Self> {
+        let mut field = [0; libc::IFNAMSIZ];
+        // The last byte stays zero.
+        if name.len() >= field.len() {
+            return Err(io::ErrorKind::InvalidInput.into());
         }
-        let socket = OwnedFd::from_raw_fd(fd);
-        let mut request: libc::ifreq = zeroed();
-        for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
-            *to = *from as libc::c_char;
+        for (to, from) in field.iter_mut().zip(name.bytes()) {
+            *to = from as libc::c_char;
         }
-        if libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &mut request) != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short;
-        if libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request) != 0 {
-            return Err(io::Error::last_os_error());
+        // SAFETY: a plain system call; the descriptor is checked and new.
+        let socket = unsafe {
+            let fd = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            OwnedFd::from_raw_fd(fd)
+        };
+        Ok(Self {
+            socket,
+            name: field,
+        })
+    }
+
+    /// Brings it up.
+    pub fn up(&self) -> io::Result<()> {
+        let mut request = self.request();
+        self.call(libc::SIOCGIFFLAGS, &mut request)?;
+        // SAFETY: the call above filled the flags in.
+        unsafe { request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short };
+        self.call(libc::SIOCSIFFLAGS, &mut request)
+    }
+
+    /// Sets its MTU, in bytes.
+    pub fn set_mtu(&self, mtu: u16) -> io::Result<()> {
+        let mut request = self.request();
+        request.ifr_ifru.ifru_mtu = mtu.into();
+        self.call(libc::SIOCSIFMTU, &mut request)
+    }
+
+    /// Gives it its first IPv4 address, and with it the route to its network.
+    pub fn set_address(&self, address: Ipv4Addr, mask: Ipv4Addr) -> io::Result<()> {
+        for (operation, value) in [(libc::SIOCSIFADDR, address), (libc::SIOCSIFNETMASK, mask)] {
+            let mut request = self.request();
+            request.ifr_ifru.ifru_addr = socket_address(value);
+            self.call(operation, &mut request)?;
         }
         Ok(())
+    }
+
+    /// Sends what has no other route to `router` through it.
+    pub fn set_default_route(&self, router: Ipv4Addr) -> io::Result<()> {
+        let mut name = self.name;
+        // SAFETY: `rtentry` is plain data, all zeroes is a route to 0.0.0.0/0; the name it
+        // points to is zero-terminated and outlives the call.
+        let result = unsafe {
+            let mut route: libc::rtentry = zeroed();
+            route.rt_dst = socket_address(Ipv4Addr::UNSPECIFIED);
+            route.rt_genmask = socket_address(Ipv4Addr::UNSPECIFIED);
+            route.rt_gateway = socket_address(router);
+            route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
+            route.rt_dev = name.as_mut_ptr();
+            libc::ioctl(self.socket.as_raw_fd(), libc::SIOCADDRT, &raw mut route)
+        };
+        result_of(result)
+    }
+
+    /// Has `socket` send and receive through it only.
+    pub fn bind(&self, socket: &impl AsRawFd) -> io::Result<()> {
+        // SAFETY: the name is a local array whose true size is passed.
+        let result = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_BINDTODEVICE,
+                self.name.as_ptr().cast(),
+                self.name.len() as libc::socklen_t,
+            )
+        };
+        result_of(result)
+    }
+
+    fn request(&self) -> libc::ifreq {
+        // SAFETY: `ifreq` is plain data; the name is zero-terminated.
+        let mut request: libc::ifreq = unsafe { zeroed() };
+        request.ifr_name = self.name;
+        request
+    }
+
+    fn call(&self, operation: libc::Ioctl, request: &mut libc::ifreq) -> io::Result<()> {
+        // SAFETY: the operations used here read and write that structure only.
+        result_of(unsafe {
+            libc::ioctl(
+                self.socket.as_raw_fd(),
+                operation,
+                std::ptr::from_mut(request),
+            )
+        })
+    }
+}
+
+fn result_of(status: libc::c_int) -> io::Result<()> {
+    if status == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// A `sockaddr_in` in the field of a `sockaddr`.
+fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
+    let mut data = [0; 14];
+    // Behind a port of 0.
+    for (to, from) in data[2..6].iter_mut().zip(address.octets()) {
+        *to = from as libc::c_char;
+    }
+    libc::sockaddr {
+        sa_family: libc::AF_INET as libc::sa_family_t,
+        sa_data: data,
     }
 }
 

@@ -13,7 +13,8 @@
 //! * [`worker`]: the thread that serves queues; [`event`], [`scatter`]: what it
 //!   waits for, and how it moves bytes without a copy.
 //! * [`common`], [`interrupt`] and [`pci`]: the transport.
-//! * [`blk`], [`console`], [`rng`], [`balloon`], [`vsock`]: the devices.
+//! * [`blk`], [`net`], [`console`], [`rng`], [`balloon`], [`vsock`]: the
+//!   devices.
 //!
 //! A guest is hostile: no ring, descriptor, register or packet may make a
 //! device panic, loop without end, buffer without bound, or touch memory that
@@ -28,6 +29,7 @@ pub mod event;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod interrupt;
+pub mod net;
 pub mod pci;
 pub mod queue;
 pub mod rng;

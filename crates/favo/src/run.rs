@@ -3,6 +3,8 @@
 mod direct;
 mod disks;
 mod guest;
+mod network;
+mod publish;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -37,6 +39,7 @@ Examples:
   favo run debian:12                         a shell in a throw-away Debian; Ctrl-] stops it
   favo run debian:12 -- apt-get --version    one command
   favo run --keep mail debian:12             the same disk again next time
+  favo run --publish 8080:80 debian:12       port 8080 of this host is port 80 of the guest
   favo run --kernel vmlinuz --initrd initrd.img --disk data.qcow2
 
 Exit status: the command's own (128 + n if signal n killed it), or 0 if the guest powered off,
@@ -67,6 +70,8 @@ pub struct Args {
     /// Another disk: FILE[,ro][,format=raw|qcow2]; a backing file must lie beside it. May be repeated.
     #[arg(long, value_name = "FILE[,ro]")]
     disk: Vec<disks::DiskArgument>,
+    #[command(flatten)]
+    network: network::NetworkArgs,
     /// Which engine runs it.
     #[arg(long, value_enum, default_value_t, value_name = "ENGINE")]
     accel: Accel,

@@ -117,6 +117,8 @@ impl Guest {
                 "-device",
                 "virtserialport,chardev=agent,name=org.favo.agent.0",
             ])
+            .args(["-netdev", "user,id=net"])
+            .args(["-device", "virtio-net-pci,netdev=net"])
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
@@ -255,6 +257,20 @@ fn minimal_runs_commands() {
     println!("{stdout}");
     assert!(stdout.contains("127.0.0.1") && stdout.contains("/dev/vda on / type ext4 (rw"));
     assert!(stdout.ends_with("minimal\n"));
+    // QEMU's own network: its DHCP server is not ours.
+    let (_, stdout, _) = run(
+        &mut client,
+        "ip addr show eth0; ip route; cat /etc/resolv.conf",
+        b"",
+    );
+    println!("{stdout}");
+    for expected in [
+        "inet 10.0.2.15/24",
+        "default via 10.0.2.2 dev eth0",
+        "nameserver 10.0.2.3",
+    ] {
+        assert!(stdout.contains(expected), "{expected}: {stdout}");
+    }
     let size = WindowSize {
         rows: 33,
         columns: 99,
@@ -273,6 +289,25 @@ fn minimal_runs_commands() {
     let console = guest.console();
     assert!(!console.contains("favo-agent:"), "{console}");
     assert!(!console.contains("panic"), "{console}");
+}
+
+#[test]
+fn minimal_boots_its_own_init_on_a_network() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path().join("state")).unwrap();
+    let Some(image) = build_or_skip(&store, "minimal") else {
+        return;
+    };
+    let Some(guest) = Guest::start(&image, directory.path(), &options(AgentMode::Boot)) else {
+        return;
+    };
+    for _ in 0..600 {
+        if guest.console().contains("lease of 10.0.2.15 obtained") {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    panic!("no address from QEMU's network:\n{}", guest.console());
 }
 
 #[test]

@@ -3,6 +3,8 @@
 //! * [`link`]: the cable between a virtual machine's network card and the
 //!   network. The card's device (`favo-devices`) is written against it and
 //!   knows nothing else of this crate.
+//! * [`offload`]: what a card leaves undone, done in software.
+//! * [`pcap`]: captures of what crosses a cable.
 //! * [`model`]: what a network is made of, as one says it.
 //! * [`program`]: what a port does with each packet; compiled from the model.
 //! * [`packet`]: what a packet says.
@@ -20,7 +22,9 @@ pub mod answer;
 pub mod fuzz;
 pub mod link;
 pub mod model;
+pub mod offload;
 pub mod packet;
+pub mod pcap;
 pub mod plane;
 pub mod program;
 pub mod queue;

@@ -79,6 +79,14 @@ pub trait Link: Send {
     /// when none waits.
     fn receive(&mut self, frame: &mut Vec<u8>) -> Option<Offload>;
 
-    /// Readable while frames may wait.
+    /// Readable while frames may wait. May be watched edge triggered: after a
+    /// [`Link::receive`] that returned `None` the next frame makes it readable
+    /// anew.
     fn ready(&self) -> BorrowedFd<'_>;
+
+    /// Whether the guest receives on this queue pair. A link starts active; an
+    /// inactive one should get no frames, for they are dropped.
+    fn set_active(&mut self, active: bool) {
+        let _ = active;
+    }
 }

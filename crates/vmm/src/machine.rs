@@ -24,7 +24,9 @@ use favo_devices::platform::{MemoryMap, PlatformError};
 use favo_devices::power::{EventSink, MachineEvent, Power};
 use favo_devices::virtio::DeviceError;
 use favo_devices::virtio::event::EventFd;
+use favo_devices::virtio::net::{NetHandle, NetSpec};
 use favo_devices::virtio::vsock::VsockHandle;
+use favo_net::link::Link;
 use favo_types::ByteCount;
 
 use crate::cpu;
@@ -45,6 +47,8 @@ pub struct MachineSpec {
     pub boot: DirectBoot,
     /// Its disks: `/dev/vda` and on.
     pub disks: Vec<DiskSpec>,
+    /// Its network cards.
+    pub cards: Vec<CardSpec>,
     /// The guest's context id of a socket device, if it has one.
     pub vsock_cid: Option<u32>,
     /// An entropy source.
@@ -71,6 +75,14 @@ pub struct DiskSpec {
     pub disk: Arc<dyn BlockDevice>,
     /// Its serial number in the guest, at most 20 bytes.
     pub serial: String,
+}
+
+/// A network card.
+pub struct CardSpec {
+    /// What the guest sees.
+    pub card: NetSpec,
+    /// Its cables into the network: one per queue pair.
+    pub links: Vec<Box<dyn Link>>,
 }
 
 /// Descriptors of a console.
@@ -206,7 +218,7 @@ impl MachineHandle {
 impl Machine {
     /// Builds the machine and starts it; `report` hears how it ends.
     pub fn start(
-        spec: MachineSpec,
+        mut spec: MachineSpec,
         accelerator: &dyn Accelerator,
         serial: SerialIo,
         report: EndReport,
@@ -223,7 +235,7 @@ impl Machine {
             told: AtomicBool::new(false),
             report,
         });
-        let platform = Platform::build(&spec, &map, &memory, &partition, ending.clone())?;
+        let platform = Platform::build(&mut spec, &map, &memory, &partition, ending.clone())?;
 
         let mut vcpus = (0..spec.cpus)
             .map(|id| {
@@ -285,6 +297,11 @@ impl Machine {
     /// The way to the guest's sockets, if it has a socket device.
     pub fn vsock(&self) -> Option<&VsockHandle> {
         self.platform.vsock.as_ref()
+    }
+
+    /// The ways to steer its network cards, in their order.
+    pub fn cards(&self) -> &[NetHandle] {
+        &self.platform.cards
     }
 
     /// What engine and devices counted, as `(whose, counter)`.

@@ -52,6 +52,7 @@ fn spec(kernel: Kernel) -> MachineSpec {
             command_line: String::new(),
         },
         disks: Vec::new(),
+        cards: Vec::new(),
         vsock_cid: Some(3),
         rng: true,
         balloon: true,

@@ -64,6 +64,7 @@ fn spec() -> MachineSpec {
             command_line: String::new(),
         },
         disks: Vec::new(),
+        cards: Vec::new(),
         vsock_cid: Some(3),
         rng: true,
         balloon: true,

@@ -29,6 +29,8 @@ use crate::state::{StateError, check_version};
 #[serde(rename_all = "lowercase")]
 #[repr(u16)]
 pub enum DeviceType {
+    /// Network card.
+    Network = 1,
     /// Block device.
     Block = 2,
     /// Console.
@@ -50,6 +52,7 @@ impl DeviceType {
     /// The name used in messages and saved states.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Network => "virtio-net",
             Self::Block => "virtio-blk",
             Self::Console => "virtio-console",
             Self::Entropy => "virtio-rng",

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use favo_accel::{AccessSize, EventCounter, GuestMemory, MemoryBacking, Msi, PAGE_SIZE};
+use favo_net::link::{Link, Offload, PartialChecksum, SegmentKind, Segmentation};
 use favo_types::{ByteCount, GuestAddress};
 
 use super::balloon::BalloonSpec;
@@ -23,6 +24,7 @@ use super::device::{
     DeviceType, QueueResources, TRANSPORT_FEATURES, VirtioDevice, VirtioInterrupt,
 };
 use super::event::EventFd;
+use super::net::NetSpec;
 use super::pci::VirtioPci;
 use super::queue::{QueueState, pending};
 use super::rng::RngSpec;
@@ -334,6 +336,114 @@ pub fn fuzz_blk(input: &[u8]) -> Vec<EventCounter> {
         record[1..4].fill(0);
         record[9..16].fill(0);
     })
+}
+
+/// The network card, with one queue pair or two, on a network that sends all
+/// kinds of frames.
+pub fn fuzz_net(input: &[u8]) -> Vec<EventCounter> {
+    let pairs = 1 + usize::from(input.first().is_some_and(|byte| byte & 1 == 1));
+    let links = (0..pairs)
+        .map(|_| {
+            let link = BusyLink::new(input).expect("an event descriptor");
+            Box::new(link) as Box<dyn Link>
+        })
+        .collect();
+    let mut device = NetSpec::new([2, 0, 0, 0, 0, 1])
+        .build(links)
+        .expect("building");
+    drive(&mut device, input, NET_HEADERS, |record| {
+        match record[0] % 4 {
+            // A header, and TCP over IPv4 in an Ethernet frame.
+            0 => {
+                record[..12].copy_from_slice(&[1, 1, 54, 0, 200, 0, 34, 0, 16, 0, 0, 0]);
+                record[24..26].copy_from_slice(&[8, 0]);
+                record[26] = 0x45;
+                record[32..34].fill(0);
+                record[35] = 6;
+                record[58] = 0x50;
+            }
+            // A plain frame, and a command.
+            1 => record[..12].fill(0),
+            2 => {
+                record[0] = record[4] % 5;
+                record[1] = record[5] % 3;
+            }
+            _ => record[1] %= 6,
+        }
+    })
+}
+
+/// What a driver puts into the first buffer: enough for a header and those of
+/// Ethernet, IPv4 and TCP.
+const NET_HEADERS: u32 = 12 + 54;
+
+/// A network that always has frames, up to a number.
+struct BusyLink {
+    ready: EventFd,
+    input: Vec<u8>,
+    sent: usize,
+}
+
+impl BusyLink {
+    fn new(input: &[u8]) -> io::Result<Self> {
+        let ready = EventFd::new()?;
+        ready.signal();
+        Ok(Self {
+            ready,
+            input: input.to_vec(),
+            sent: 0,
+        })
+    }
+}
+
+impl Link for BusyLink {
+    fn send(&mut self, frame: &[u8], offload: Offload) {
+        assert!((14..=favo_net::link::MAX_FRAME_LENGTH).contains(&frame.len()));
+        if let Some(checksum) = offload.checksum {
+            let end = usize::from(checksum.start) + usize::from(checksum.offset) + 2;
+            assert!(end <= frame.len());
+        }
+        if let Some(segmentation) = offload.segmentation {
+            assert!(segmentation.size > 0 && usize::from(segmentation.header) <= frame.len());
+        }
+    }
+
+    fn flush(&mut self) {}
+
+    fn receive(&mut self, frame: &mut Vec<u8>) -> Option<Offload> {
+        if self.sent == 200 {
+            self.ready.take();
+            return None;
+        }
+        self.sent += 1;
+        let byte = |at: usize| self.input.get(at % self.input.len().max(1)).copied();
+        let kind = byte(self.sent).unwrap_or(0);
+        let length = usize::from(kind) * 11 + 14;
+        frame.resize(length, kind);
+        let checksum = PartialChecksum {
+            start: 34,
+            offset: 16,
+        };
+        let segmentation = Segmentation {
+            kind: SegmentKind::Tcp4,
+            size: u16::from(kind) * 2,
+            header: 54,
+        };
+        if length >= 54 {
+            frame[12..16].copy_from_slice(&[8, 0, 0x45, 0]);
+            frame[20..24].copy_from_slice(&[0, 0, 64, 6]);
+            frame[46] = 0x50;
+        }
+        Some(Offload {
+            checksum: (kind % 3 > 0).then_some(checksum),
+            segmentation: (kind % 3 > 1).then_some(segmentation),
+            checked: kind % 7 == 0,
+        })
+    }
+
+    fn ready(&self) -> BorrowedFd<'_> {
+        self.ready.as_fd()
+    }
 }
 
 /// The registers of a PCI function, and its configuration access capability.

@@ -41,6 +41,11 @@ proptest! {
     }
 
     #[test]
+    fn net_survives(input in input()) {
+        fuzz_net(&input);
+    }
+
+    #[test]
     fn pci_survives(input in input()) {
         fuzz_pci(&input);
     }
@@ -84,6 +89,16 @@ fn inputs_reach_every_part_of_a_device() {
     total(
         fuzz_blk,
         &["read-bytes", "written-bytes", "flushes", "errors"],
+    );
+    total(
+        fuzz_net,
+        &[
+            "frames-to-guest",
+            "frames-from-guest",
+            "dropped-from-guest",
+            "dropped-to-guest",
+            "malformed-chains",
+        ],
     );
     total(
         fuzz_vsock,

@@ -251,6 +251,7 @@ const WINDOW_DATA: u16 = 14;
 impl PciDevice for VirtioPci {
     fn spec(&self) -> PciSpec {
         let class = match self.device_type {
+            DeviceType::Network => 0x02_00_00,
             DeviceType::Block => 0x01_80_00,
             DeviceType::Console | DeviceType::Socket => 0x07_80_00,
             DeviceType::Entropy | DeviceType::Balloon => 0xff_00_00,

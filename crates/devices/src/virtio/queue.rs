@@ -11,7 +11,7 @@
 
 use std::num::Wrapping;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use favo_accel::GuestMemory;
 use favo_types::GuestAddress;
@@ -210,8 +210,8 @@ pub struct Virtqueue {
     broken: bool,
     /// The driver has been asked not to notify.
     quiet: bool,
-    /// Used since the last [`Virtqueue::signal`].
-    used_unsignalled: bool,
+    /// Chains used since the last [`Virtqueue::signal`].
+    used_unsignalled: u16,
     /// The driver may have missed an interrupt before this queue was started.
     signal_anyway: bool,
     spare: Vec<Chain>,
@@ -239,7 +239,7 @@ impl Virtqueue {
             counters,
             broken: false,
             quiet: false,
-            used_unsignalled: false,
+            used_unsignalled: 0,
             signal_anyway: state.next_used != 0,
             spare: Vec::new(),
         })
@@ -337,25 +337,50 @@ impl Virtqueue {
     /// Returns a chain to the driver; `written` bytes of its writable part,
     /// from the start, are filled.
     pub fn add_used(&mut self, chain: Chain, written: u32) {
-        if !self.broken {
-            let result = self
-                .queue
-                .add_used(self.memory.backend(), chain.head, written);
-            match result {
-                Ok(()) => self.used_unsignalled = true,
-                Err(_) => self.fail(),
+        self.add_used_together(std::iter::once((chain, written)));
+    }
+
+    /// Returns chains to the driver, which sees all of them or none: what one
+    /// packet in several buffers needs (virtio 1.2, 5.1.6.4).
+    pub fn add_used_together(&mut self, chains: impl IntoIterator<Item = (Chain, u32)>) {
+        let mut next = self.queue.next_used();
+        for (chain, written) in chains {
+            let slot = u64::from(next % self.queue.size());
+            let element = GuestAddress(self.queue.used_ring() + 4 + 8 * slot);
+            let mut bytes = [0; 8];
+            bytes[..2].copy_from_slice(&chain.head.to_le_bytes());
+            bytes[4..].copy_from_slice(&written.to_le_bytes());
+            if !self.broken && self.memory.write(element, &bytes).is_err() {
+                self.fail();
             }
+            next = next.wrapping_add(1);
+            self.recycle(chain);
         }
-        self.recycle(chain);
+        if self.broken {
+            return;
+        }
+        let added = next.wrapping_sub(self.queue.next_used());
+        self.used_unsignalled = self.used_unsignalled.saturating_add(added);
+        self.queue.set_next_used(next);
+        let index = vm_memory::GuestAddress(self.queue.used_ring() + 2);
+        // Released after the elements, so that the driver sees them whole.
+        let stored = self
+            .memory
+            .backend()
+            .store(next.to_le(), index, Ordering::Release);
+        if stored.is_err() {
+            self.fail();
+        }
     }
 
     /// Tells the driver of used chains, if there are any since the last call
     /// and it wants to know. Call it once per batch.
     pub fn signal(&mut self) {
-        if !std::mem::take(&mut self.used_unsignalled) || self.broken {
+        let used = std::mem::take(&mut self.used_unsignalled);
+        if used == 0 || self.broken {
             return;
         }
-        let wanted = self.driver_wants_interrupt();
+        let wanted = self.driver_wants_interrupt(used);
         if wanted || std::mem::take(&mut self.signal_anyway) {
             self.interrupt.signal_queue(self.index);
         }
@@ -468,21 +493,31 @@ impl Virtqueue {
         }
     }
 
-    fn driver_wants_interrupt(&mut self) -> bool {
-        let backend = self.memory.backend();
-        match self.queue.needs_notification(backend) {
-            Ok(true) if !self.queue.event_idx_enabled() => {
-                // VIRTQ_AVAIL_F_NO_INTERRUPT, which the crate does not look at.
-                const NO_INTERRUPT: u16 = 1;
-                let flags: u16 = backend
-                    .load(
-                        vm_memory::GuestAddress(self.queue.avail_ring()),
-                        Ordering::Relaxed,
-                    )
-                    .unwrap_or(0);
-                u16::from_le(flags) & NO_INTERRUPT == 0
+    /// Whether the driver wants to know of the last `used` chains (2.7.7).
+    fn driver_wants_interrupt(&mut self, used: u16) -> bool {
+        // What is used must be seen before the driver's wish is looked at.
+        fence(Ordering::SeqCst);
+        let available = self.queue.avail_ring();
+        let by_event = self.queue.event_idx_enabled();
+        let at = if by_event {
+            // used_event, behind the ring.
+            available + 4 + 2 * u64::from(self.queue.size())
+        } else {
+            available
+        };
+        let loaded: Result<u16, _> = self
+            .memory
+            .backend()
+            .load(vm_memory::GuestAddress(at), Ordering::Relaxed);
+        match loaded.map(u16::from_le) {
+            Ok(event) if by_event => {
+                let next = self.queue.next_used();
+                next.wrapping_sub(event).wrapping_sub(1) < used
             }
-            Ok(wanted) => wanted,
+            Ok(flags) => {
+                const NO_INTERRUPT: u16 = 1;
+                flags & NO_INTERRUPT == 0
+            }
             Err(_) => {
                 self.fail();
                 false

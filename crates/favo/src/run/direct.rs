@@ -11,13 +11,16 @@ use favo_vmm::machine::{DirectBoot, MachineSpec};
 use favo_vmm::outcome::Outcome;
 use favo_vmm::serial_io::{SerialInput, SerialIo, SerialOutput};
 
-use super::{Args, End, disks, killed_by, open_engine, start, wait_for_end};
+use super::{Args, End, disks, killed_by, network, open_engine, start, wait_for_end};
 use crate::mailbox::Mailbox;
 use crate::terminal::{self, RawMode};
 use crate::{Failure, exit};
 
 /// What a kernel is told without `--cmdline`.
 const COMMAND_LINE: &str = "console=ttyS0";
+
+/// What a guest that boots from a bare kernel is called on its network.
+const NAME: &str = "guest";
 
 /// `favo run --kernel`.
 pub fn run_kernel(args: &Args, kernel: &Path) -> Result<ExitCode, Failure> {
@@ -28,6 +31,7 @@ pub fn run_kernel(args: &Args, kernel: &Path) -> Result<ExitCode, Failure> {
         None => Vec::new(),
     };
     let command_line = args.cmdline.clone().unwrap_or(COMMAND_LINE.into());
+    let (_network, cards) = network::attach(&args.network, NAME, args.cpus)?;
     let spec = MachineSpec {
         cpus: args.cpus,
         memory: args.memory,
@@ -37,6 +41,7 @@ pub fn run_kernel(args: &Args, kernel: &Path) -> Result<ExitCode, Failure> {
             command_line,
         },
         disks: disks::open(&args.disk)?,
+        cards,
         vsock_cid: None,
         rng: true,
         balloon: true,

@@ -21,7 +21,7 @@ use favo_vmm::outcome::Outcome;
 use favo_vmm::serial_io::{ConsoleTail, SerialIo, SerialOutput};
 use signal_hook::consts::{SIGINT, SIGWINCH};
 
-use super::{Args, direct, disks, killed_by, open_engine, start};
+use super::{Args, direct, disks, killed_by, network, open_engine, start};
 use crate::image::image_failure;
 use crate::mailbox::{Event, Mailbox};
 use crate::progress::TerminalProgress;
@@ -54,6 +54,7 @@ pub fn run_image(args: &Args) -> Result<ExitCode, Failure> {
     } else {
         AgentMode::Run
     };
+    let (_network, cards) = network::attach(&args.network, name.name(), args.cpus)?;
     let spec = MachineSpec {
         cpus: args.cpus,
         memory: args.memory,
@@ -61,6 +62,7 @@ pub fn run_image(args: &Args) -> Result<ExitCode, Failure> {
         disks: std::iter::once(root_disk(args, &store, name, &image))
             .chain([disks::open(&args.disk)].into_iter().flat_map(split))
             .collect::<Result<_, _>>()?,
+        cards,
         vsock_cid: Some(CID),
         rng: true,
         balloon: true,

@@ -13,8 +13,9 @@ use crate::{ImageError, Progress, Provenance, Store};
 const DISK_SIZE: ByteCount = ByteCount::gib(4);
 
 /// Beside what every Debian has: an init, devices, a network, something to look around with.
-const PACKAGES: [&str; 13] = [
+const PACKAGES: [&str; 14] = [
     "systemd-sysv",
+    "systemd-resolved",
     "udev",
     "dbus",
     "kmod",
@@ -174,12 +175,14 @@ fn hooks() -> Vec<String> {
             "127.0.0.1 localhost debian\n::1 localhost ip6-localhost",
         ),
         file("etc/fstab", "LABEL=root / ext4 errors=remount-ro 0 1"),
-        "rm -f \"$1/etc/resolv.conf\" && : > \"$1/etc/resolv.conf\"".into(),
+        // systemd-resolved's. Without systemd the agent makes what the link leads to.
+        "ln -sf ../run/systemd/resolve/stub-resolv.conf \"$1/etc/resolv.conf\"".into(),
         // Empty: each guest makes its own, and that is no first boot with its questions.
         ": > \"$1/etc/machine-id\"; rm -f \"$1/var/lib/dbus/machine-id\"".into(),
         file(
             "etc/systemd/network/80-dhcp.network",
-            "[Match]\nName=en* eth*\n[Network]\nDHCP=yes",
+            "[Match]\nName=en* eth*\n[Network]\nDHCP=yes\nIPv6AcceptRA=yes\n[DHCPv4]\nUseMTU=yes\n\
+             UseDomains=yes",
         ),
         "chroot \"$1\" systemctl enable systemd-networkd.service".into(),
         // Whoever has the serial console owns the machine.

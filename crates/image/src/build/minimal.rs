@@ -20,7 +20,7 @@ const SUITE: &str = "bookworm";
 const KERNEL: &str = "linux-image-cloud-amd64";
 const BUSYBOX: &str = "busybox-static";
 
-const DIRECTORIES: [&str; 15] = [
+const DIRECTORIES: [&str; 16] = [
     "bin",
     "sbin",
     "usr",
@@ -36,9 +36,10 @@ const DIRECTORIES: [&str; 15] = [
     "var",
     "home",
     "etc/init.d",
+    "etc/udhcpc",
 ];
 
-const FILES: [(&str, u32, &str); 6] = [
+const FILES: [(&str, u32, &str); 7] = [
     ("etc/passwd", 0o644, "root:x:0:0:root:/root:/bin/sh\n"),
     ("etc/group", 0o644, "root:x:0:\ntty:x:5:\n"),
     ("etc/hostname", 0o644, "minimal\n"),
@@ -53,9 +54,31 @@ const FILES: [(&str, u32, &str); 6] = [
         0o755,
         "#!/bin/sh\nmount -a -t proc,sysfs,devtmpfs 2>/dev/null\nmkdir -p /dev/pts\n\
          mount -t devpts devpts /dev/pts\nmount -t tmpfs tmpfs /run\nhostname -F /etc/hostname\n\
-         ip link set lo up\n",
+         ip link set lo up\nfor card in /sys/class/net/eth*; do\n\
+         \x20   [ -e \"$card\" ] || continue\n    ip link set \"${card##*/}\" up\n\
+         \x20   udhcpc -b -i \"${card##*/}\" -s /etc/udhcpc/default.script -O mtu\ndone\n",
     ),
+    // What busybox' DHCP client calls; udhcpc says what happened by its first argument.
+    ("etc/udhcpc/default.script", 0o755, UDHCPC_SCRIPT),
 ];
+
+const UDHCPC_SCRIPT: &str = r#"#!/bin/sh
+case "$1" in
+deconfig)
+    ip addr flush dev "$interface"
+    ip link set "$interface" up
+    ;;
+bound | renew)
+    [ -z "$mtu" ] || ip link set "$interface" mtu "$mtu"
+    ip addr replace "$ip/$mask" dev "$interface"
+    [ -z "$router" ] || ip route replace default via "${router%% *}" dev "$interface"
+    {
+        [ -z "$domain" ] || echo "search $domain"
+        for server in $dns; do echo "nameserver $server"; done
+    } > /etc/resolv.conf
+    ;;
+esac
+"#;
 
 pub(super) fn build(
     store: &Store,

@@ -19,12 +19,13 @@ use favo_devices::virtio::balloon::BalloonSpec;
 use favo_devices::virtio::blk::BlkSpec;
 use favo_devices::virtio::console::ConsoleSpec;
 use favo_devices::virtio::console::backend::FdPort;
+use favo_devices::virtio::net::NetHandle;
 use favo_devices::virtio::pci::VirtioPci;
 use favo_devices::virtio::rng::RngSpec;
 use favo_devices::virtio::vsock::{VsockHandle, VsockSpec};
 use favo_types::GuestAddress;
 
-use super::{DirectBoot, Ending, MachineError, MachineSpec, host};
+use super::{CardSpec, DirectBoot, Ending, MachineError, MachineSpec, host};
 use crate::linux_boot::{Boot, MapEntry, RangeKind};
 use crate::processors::Buses;
 
@@ -37,15 +38,17 @@ pub struct Platform {
     pub serial: Arc<SerialPort>,
     pub power: Arc<Power>,
     pub vsock: Option<VsockHandle>,
+    pub cards: Vec<NetHandle>,
     virtio: Vec<(String, Arc<VirtioPci>)>,
     /// Keeps the functions; the memory bus only knows where they are.
     _pci: Arc<PciRoot>,
 }
 
 impl Platform {
-    /// Makes every device and puts it in its place.
+    /// Makes every device and puts it in its place. Takes the network cards'
+    /// cables out of `spec`.
     pub fn build(
-        spec: &MachineSpec,
+        spec: &mut MachineSpec,
         map: &MemoryMap,
         memory: &GuestMemory,
         partition: &Arc<dyn Partition>,
@@ -98,6 +101,7 @@ impl Platform {
             serial,
             power,
             vsock: None,
+            cards: Vec::new(),
             virtio: Vec::new(),
             _pci: pci.clone(),
         };
@@ -114,6 +118,12 @@ impl Platform {
             let serial = disk.serial.clone();
             let device = BlkSpec { queues, serial }.build(disk.disk.clone())?;
             attach(format!("disk{index}"), Box::new(device))?;
+        }
+        let mut cards = Vec::new();
+        for (index, CardSpec { card, links }) in spec.cards.drain(..).enumerate() {
+            let device = card.build(links)?;
+            cards.push(device.handle());
+            attach(format!("net{index}"), Box::new(device))?;
         }
         if spec.rng {
             attach("rng".into(), Box::new(RngSpec::default().build()?))?;
@@ -140,6 +150,7 @@ impl Platform {
             attach("vsock".into(), Box::new(device))?;
         }
         platform.vsock = vsock;
+        platform.cards = cards;
         Ok(platform)
     }
 
