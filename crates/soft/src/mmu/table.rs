@@ -105,7 +105,7 @@ pub(crate) fn index(linear: u64) -> usize {
 /// A tag that no address of line `index` has.
 #[inline(always)]
 fn nothing(index: usize) -> u64 {
-    ((index ^ ENTRIES / 2) as u64) << 12
+    ((index ^ (ENTRIES / 2)) as u64) << 12
 }
 
 impl Table {
