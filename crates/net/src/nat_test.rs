@@ -68,7 +68,7 @@ fn bytes_cross_both_ways_and_both_ends_close() {
     let mut nat = nat();
     let mut cable = Cable::default();
     let mut guest = Interface::new(Config::new(HardwareAddress::Ip), &mut cable, Time::now());
-    guest.update_ip_addrs(|all| all.push(IpCidr::new([10, 64, 0, 2].into(), 24)).unwrap());
+    guest.update_ip_addrs(|all| all.push(IpCidr::new(Ipv4Addr::new(10, 64, 0, 2).into(), 24)).unwrap());
     let mut sockets = SocketSet::new(Vec::new());
     let buffer = || tcp::SocketBuffer::new(vec![0; 200_000]);
     let id = sockets.add(tcp::Socket::new(buffer(), buffer()));
