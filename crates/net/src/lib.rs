@@ -15,6 +15,7 @@
 //! * [`plane`]: the thread that runs a switch.
 //! * [`queue`]: bounded queues of frames between threads.
 //! * [`uplink`]: the way out of a network.
+//! * [`nat`]: that way through the host's sockets, and back in.
 #![forbid(unsafe_code)]
 
 pub mod answer;
@@ -22,6 +23,7 @@ pub mod answer;
 pub mod fuzz;
 pub mod link;
 pub mod model;
+pub mod nat;
 pub mod offload;
 pub mod packet;
 pub mod pcap;
