@@ -386,7 +386,7 @@ impl Nat {
             else {
                 return;
             };
-            let fate = tcp.from_guest(&segment, &mut self.out, &mut self.scratch, now);
+            let fate = tcp.guest_sent(&segment, &mut self.out, &mut self.scratch, now);
             return self.settle(token, fate);
         }
         if segment.flags.rst() {
@@ -490,7 +490,7 @@ impl Nat {
                 Socket::Published(listener, _) => self.listeners.get(listener).map(|l| &l.socket),
                 _ => None,
             };
-            flow.from_guest(payload, published, &mut self.out, now);
+            flow.guest_sent(payload, published, &mut self.out, now);
         }
     }
 
@@ -559,7 +559,7 @@ impl Nat {
                         continue;
                     };
                     let fate = match &mut flow.kind {
-                        Kind::Tcp(tcp) => tcp.from_host(
+                        Kind::Tcp(tcp) => tcp.host_ready(
                             flags.contains(EventFlags::RDHUP),
                             flags.contains(EventFlags::ERR),
                             &mut self.out,
@@ -567,7 +567,7 @@ impl Nat {
                             now,
                         ),
                         Kind::Datagrams(datagrams) => {
-                            datagrams.from_host(&mut self.out, &mut self.scratch, now);
+                            datagrams.host_ready(&mut self.out, &mut self.scratch, now);
                             Fate::Keep
                         }
                     };

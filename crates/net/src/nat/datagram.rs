@@ -53,7 +53,7 @@ impl Datagrams {
 
     /// Sends what the guest sent: UDP's payload, or the whole echo message.
     /// `socket` is the published one's, if it is that.
-    pub(super) fn from_guest(
+    pub(super) fn guest_sent(
         &mut self,
         payload: &[u8],
         published: Option<&OwnedFd>,
@@ -102,7 +102,7 @@ impl Datagrams {
     }
 
     /// Takes what waits in the conversation's own socket.
-    pub(super) fn from_host(&mut self, out: &mut Out, scratch: &mut [u8], now: Instant) {
+    pub(super) fn host_ready(&mut self, out: &mut Out, scratch: &mut [u8], now: Instant) {
         let (Socket::Udp(socket) | Socket::Echo(socket)) = &self.socket else {
             return;
         };

@@ -304,7 +304,7 @@ impl Tcp {
     }
 
     /// The guest has sent something.
-    pub(super) fn from_guest(
+    pub(super) fn guest_sent(
         &mut self,
         segment: &Segment<'_>,
         out: &mut Out,
@@ -706,7 +706,7 @@ impl Tcp {
 
     /// The socket has something to say: `end`: its peer is done; `error`: it
     /// is broken.
-    pub(super) fn from_host(
+    pub(super) fn host_ready(
         &mut self,
         end: bool,
         error: bool,
@@ -717,13 +717,13 @@ impl Tcp {
         if error && !matches!(sockopt::socket_error(&self.socket), Ok(Ok(()))) {
             return self.abort(out);
         }
-        if self.state == State::Connecting {
-            if rustix::net::getpeername(&self.socket).is_ok_and(|peer| peer.is_some()) {
-                self.state = State::SynReceived;
-                self.max = self.una.wrapping_add(1);
-                self.nxt = self.max;
-                self.send_syn(out, now);
-            }
+        if self.state == State::Connecting
+            && rustix::net::getpeername(&self.socket).is_ok_and(|peer| peer.is_some())
+        {
+            self.state = State::SynReceived;
+            self.max = self.una.wrapping_add(1);
+            self.nxt = self.max;
+            self.send_syn(out, now);
         }
         self.host_eof |= end;
         self.pump(out, scratch, now, false)
