@@ -198,9 +198,8 @@ impl Cpu {
     pub fn read_linear<T: Scalar>(&mut self, address: u64, access: Access) -> Exec<T> {
         let table = &self.mmu.tables[self.table_for(access)];
         let line = table.line(address);
-        // The page of the last byte: an access that crosses pages can't match,
-        // because the next page belongs to the next line.
-        if line.read == address.wrapping_add(T::SIZE as u64 - 1) & !PAGE_MASK {
+        // What is left of the right page's address is the offset.
+        if address ^ line.read <= PAGE_SIZE - T::SIZE as u64 {
             let host = (line.host | address & PAGE_MASK) as *const u8;
             // SAFETY: the tag vouches that this page is RAM, mapped at
             // `host`, and the access lies inside it.
@@ -214,7 +213,7 @@ impl Cpu {
     pub fn write_linear<T: Scalar>(&mut self, address: u64, value: T, access: Access) -> Exec {
         let table = &self.mmu.tables[self.table_for(access)];
         let line = table.line(address);
-        if line.write == address.wrapping_add(T::SIZE as u64 - 1) & !PAGE_MASK {
+        if address ^ line.write <= PAGE_SIZE - T::SIZE as u64 {
             let host = (line.host | address & PAGE_MASK) as *mut u8;
             // SAFETY: as in `read_linear`. Nobody wants to hear of the write:
             // the tag says so.

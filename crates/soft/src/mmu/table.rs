@@ -96,13 +96,15 @@ pub(crate) struct Table {
     large: LargePages,
 }
 
-/// The line of an address.
+/// The line of an address: two groups of its bits, one XOR the other, for
+/// programs like arrays that lie a power of two apart.
 #[inline(always)]
 pub(crate) fn index(linear: u64) -> usize {
-    (linear >> 12) as usize & (ENTRIES - 1)
+    ((linear >> 12) ^ (linear >> 24)) as usize & (ENTRIES - 1)
 }
 
-/// A tag that no address of line `index` has.
+/// A tag that no address of line `index` has: the line of a page below 16 MiB
+/// is its number.
 #[inline(always)]
 fn nothing(index: usize) -> u64 {
     ((index ^ (ENTRIES / 2)) as u64) << 12

@@ -284,9 +284,22 @@ impl Emitter<'_> {
     /// R10 to the line of the address in R11, and R11 to the offset if its tag
     /// is right.
     pub(super) fn lookup(&mut self, write: bool) {
-        // MOV R10D, R11D; SHR R10D; AND R10D.
+        // RORX R10, R11, 12; XOR R10D, R11D; SHR R10D; AND R10D: as
+        // `mmu::table::index`.
+        let rorx = super::assembler::Opcode {
+            map: 3,
+            wide: true,
+            byte: 0xf0,
+            vex: Some(super::assembler::Vex {
+                register: 0,
+                long: false,
+                prefix: 3,
+            }),
+            ..super::assembler::Opcode::default()
+        };
+        self.a.op(rorx, host::R10, Rm::Register(host::R11), &[12]);
         self.a
-            .op(narrow(0x8b), host::R10, Rm::Register(host::R11), &[]);
+            .op(narrow(0x33), host::R10, Rm::Register(host::R11), &[]);
         self.a.op(
             narrow(0xc1),
             5,
