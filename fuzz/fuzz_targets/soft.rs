@@ -1,5 +1,6 @@
 #![no_main]
-//! Any bytes as code, in every mode: no panic, no unbounded work.
+//! Any bytes as code, in every mode, interpreted and translated: no panic, no
+//! unbounded work.
 
 use favo_soft::testing::TestCpu;
 use favo_soft::trap::Trap;
@@ -16,6 +17,17 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         _ => TestCpu::user_mode(),
     };
     cpu.load(&code[..code.len().min(2048)]);
+    if mode & 4 != 0 {
+        cpu.translate_at_once();
+        for _ in 0..STEPS {
+            match cpu.cpu.run(Some(0)) {
+                Trap::EndBlock => {}
+                Trap::Exception(exception) if cpu.cpu.deliver_exception(exception).is_ok() => {}
+                _ => break,
+            }
+        }
+        return;
+    }
     for _ in 0..STEPS {
         match cpu.step() {
             Ok(()) | Err(Trap::EndBlock) => {}

@@ -71,7 +71,8 @@ fn bad_regions_are_named() {
 fn a_device_write_makes_cached_code_stale() {
     let memory = memory(MemoryBacking::Anonymous);
     let pages = &memory.regions()[0].pages;
-    let version = pages.arm_code(2);
+    let (version, newly) = pages.arm_code(2);
+    assert!(newly);
     memory.write(GuestAddress(2 * PAGE_SIZE - 1), b"x").unwrap();
     assert_eq!(
         pages.versions()[2].load(Ordering::SeqCst),
@@ -83,7 +84,7 @@ fn a_device_write_makes_cached_code_stale() {
         .unwrap();
     assert_ne!(pages.versions()[2].load(Ordering::SeqCst), version);
     assert_eq!(pages.flags()[2].load(Ordering::SeqCst) & CODE, 0);
-    assert_eq!(pages.arm_code(2), version + 1);
+    assert_eq!(pages.arm_code(2), (version + 1, true));
 }
 
 #[test]
@@ -111,7 +112,7 @@ fn logging_and_cached_code_share_a_page() {
     let memory = memory(MemoryBacking::Anonymous);
     let pages = &memory.regions()[0].pages;
     pages.start_log();
-    let version = pages.arm_code(1);
+    let (version, _) = pages.arm_code(1);
     memory.write(GuestAddress(PAGE_SIZE), b"x").unwrap();
     assert_eq!(pages.versions()[1].load(Ordering::SeqCst), version + 1);
     assert_eq!(pages.take_log(), [1]);

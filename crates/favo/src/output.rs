@@ -31,15 +31,21 @@ pub fn print_list<T: Serialize>(
     match format {
         Format::Json => print_json(&items)?,
         Format::Table => {
-            let mut table = Table::new();
-            table.load_preset(presets::NOTHING);
-            table.set_content_arrangement(ContentArrangement::Disabled);
-            table.set_header(headings.iter().map(|heading| heading.to_uppercase()));
+            let mut table = table(headings);
             table.add_rows(items.iter().map(&row));
             print_line(&table.trim_fmt());
         }
     }
     Ok(())
+}
+
+/// An empty table without lines.
+pub fn table(headings: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(headings.iter().map(|heading| heading.to_uppercase()));
+    table
 }
 
 /// Prints one thing as JSON.

@@ -5,6 +5,7 @@ mod disks;
 mod guest;
 mod network;
 mod publish;
+mod stats;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -72,6 +73,9 @@ pub struct Args {
     disk: Vec<disks::DiskArgument>,
     #[command(flatten)]
     network: network::NetworkArgs,
+    /// When the machine has ended, say what processors and devices counted.
+    #[arg(long)]
+    stats: bool,
     /// Which engine runs it.
     #[arg(long, value_enum, default_value_t, value_name = "ENGINE")]
     accel: Accel,

@@ -406,3 +406,30 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn options_of_impossible_lengths_end_nothing() {
+    // Found by fuzzing: dhcproto's decoder asserts the lengths of these.
+    let zero = Ipv4Addr::UNSPECIFIED;
+    let mut message = Message::new_with_id(77, zero, zero, zero, zero, &MAC.0);
+    message
+        .opts_mut()
+        .insert(DhcpOption::MessageType(MessageType::Discover));
+    let mut bytes = Vec::new();
+    message.encode(&mut Encoder::new(&mut bytes)).unwrap();
+    while bytes.last() != Some(&255) {
+        bytes.pop();
+    }
+    bytes.pop();
+    bytes.extend([151, 0, 153, 1, 0, 81, 0, 50, 3, 1, 2, 3, 54, 0, 255]);
+    let mut frame = Vec::new();
+    let to = Envelope {
+        ethernet: (MAC, MacAddress::BROADCAST),
+        ip: (zero.into(), Ipv4Addr::BROADCAST.into()),
+    };
+    build::udp(&mut frame, to, (68, 67), &bytes);
+    let reply = exchange(&program(), &frame).unwrap();
+    let (_, payload) = datagram(&reply);
+    let offer = Message::decode(&mut Decoder::new(&payload)).unwrap();
+    assert_eq!(offer.opts().msg_type(), Some(MessageType::Offer));
+}

@@ -10,8 +10,10 @@
 //! peer or the uplink sends may end it.
 
 mod outlets;
+mod services;
 mod worker;
 
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -23,6 +25,9 @@ use crate::link::Offload;
 use crate::model::{Network, Port, PortId};
 use crate::program::Origin;
 use crate::queue::{PortLink, Queue};
+use crate::segment::Peers;
+use crate::service::metadata::Metadata;
+use crate::service::resolver::Resolvers;
 use crate::switch::{Counters, SwitchError};
 use crate::uplink::Uplink;
 use worker::Worker;
@@ -67,25 +72,42 @@ enum Request {
         Sender<Result<(), PlaneError>>,
     ),
     SetPort(Box<Port>, Sender<Result<(), PlaneError>>),
+    Join(Box<Peers>, Sender<Result<(), PlaneError>>),
     RemovePort(PortId),
+    SetMetadata(PortId, Box<Metadata>),
     Counters(PortId, Sender<Option<Counters>>),
     Trace(PortId, Origin, Vec<u8>, Sender<Option<String>>),
+    TraceTo(PortId, u8, SocketAddr, Sender<Option<String>>),
     Stop,
 }
 
 impl Plane {
-    /// Starts a network's plane.
+    /// Starts a network's plane. Names that aren't the network's are asked of
+    /// the host's resolvers.
     ///
     /// # Errors
     /// The network can't be, or the host has no descriptors or threads left.
     pub fn start(network: Network, uplink: Box<dyn Uplink>) -> Result<Self, PlaneError> {
+        Self::start_with(network, uplink, Resolvers::of_host())
+    }
+
+    /// Starts a network's plane. Names that aren't the network's are asked of
+    /// `resolvers`.
+    ///
+    /// # Errors
+    /// The network can't be, or the host has no descriptors or threads left.
+    pub fn start_with(
+        network: Network,
+        uplink: Box<dyn Uplink>,
+        resolvers: Resolvers,
+    ) -> Result<Self, PlaneError> {
         network.check()?;
         let wake = Arc::new(
             eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)
                 .map_err(std::io::Error::from)?,
         );
         let (requests, inbox) = channel();
-        let worker = Worker::new(network, uplink, inbox, wake.clone())?;
+        let worker = Worker::new(network, uplink, resolvers, inbox, wake.clone())?;
         let thread = std::thread::Builder::new()
             .name("net".to_owned())
             .spawn(move || worker.run())?;
@@ -123,9 +145,23 @@ impl Plane {
         self.ask(|reply| Request::SetPort(Box::new(port), reply))?
     }
 
+    /// Connects the plane to the other processes of its network, which see its
+    /// ports from now on.
+    ///
+    /// # Errors
+    /// The host has no descriptors left.
+    pub fn join(&self, peers: Peers) -> Result<(), PlaneError> {
+        self.ask(|reply| Request::Join(Box::new(peers), reply))?
+    }
+
     /// Unplugs a port.
     pub fn remove_port(&self, port: PortId) {
         let _ = self.tell(Request::RemovePort(port));
+    }
+
+    /// Says what a port's guest is told by the metadata service.
+    pub fn set_metadata(&self, port: PortId, metadata: Metadata) {
+        let _ = self.tell(Request::SetMetadata(port, Box::new(metadata)));
     }
 
     /// What a port has seen so far.
@@ -147,6 +183,23 @@ impl Plane {
         frame: Vec<u8>,
     ) -> Result<Option<String>, PlaneError> {
         self.ask(|reply| Request::Trace(port, origin, frame, reply))
+    }
+
+    /// What would happen to the first packet a port's guest sends to
+    /// `destination` by a protocol of IP (6 TCP, 17 UDP, else an echo request),
+    /// as text: each rule that decides, on every port of this process it
+    /// passes. `None`, if there is no such port, or it has no address to send
+    /// from.
+    ///
+    /// # Errors
+    /// The thread has ended.
+    pub fn trace_to(
+        &self,
+        port: PortId,
+        protocol: u8,
+        destination: SocketAddr,
+    ) -> Result<Option<String>, PlaneError> {
+        self.ask(|reply| Request::TraceTo(port, protocol, destination, reply))
     }
 
     fn tell(&self, request: Request) -> Result<(), PlaneError> {

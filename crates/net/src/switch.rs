@@ -5,7 +5,7 @@
 //! [`Outlets`]. One thread calls it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::answer;
 use crate::link::{Offload, PartialChecksum, Segmentation};
@@ -15,7 +15,7 @@ use crate::program::compile::{compile, own_addresses};
 use crate::program::executor::Executor;
 use crate::program::flow::Milliseconds;
 use crate::program::oracle::FlowMap;
-use crate::program::trace::{Trace, trace};
+use crate::program::trace::{Trace, probe, trace};
 use crate::program::{DropReason, Neighbours, Origin, Service, Verdict};
 
 /// Where a switch's packets go.
@@ -380,10 +380,12 @@ impl Switch {
         }
     }
 
-    /// A frame from a port of another process.
+    /// A frame from a port of another process. One that no port of that
+    /// process can have sent is ignored.
     pub fn from_peer(
         &mut self,
         now: Milliseconds,
+        peer: PeerId,
         frame: &[u8],
         offload: Offload,
         outlets: &mut dyn Outlets,
@@ -391,6 +393,10 @@ impl Switch {
         let Some(ethernet) = Ethernet::parse(frame) else {
             return;
         };
+        match self.places.get(&ethernet.source) {
+            Some(Place::There(owner)) if *owner == peer => {}
+            _ => return,
+        }
         if ethernet.destination.is_multicast() {
             self.deliver_to_all(now, None, frame, offload, outlets);
         } else if let Some(Place::Here(to)) = self.places.get(&ethernet.destination) {
@@ -499,6 +505,30 @@ impl Switch {
             frame,
             offload,
         ))
+    }
+
+    /// What would happen to the first packet a port's guest sends to
+    /// `destination`; see [`probe`]. Where it goes to another port of this
+    /// process, what that port does with it follows.
+    pub fn trace_to(
+        &self,
+        id: PortId,
+        protocol: u8,
+        destination: SocketAddr,
+    ) -> Option<Vec<(PortId, Trace)>> {
+        let port = self.ports.get(&id)?;
+        let mut frame = probe(port.executor.program(), protocol, destination)?;
+        let here = self.trace(id, Origin::Guest, &frame, &Offload::default())?;
+        let verdict = here.decision.verdict;
+        let mut traces = vec![(id, here)];
+        if let Verdict::Neighbour(mac) = verdict
+            && let Some(Place::Here(there)) = self.places.get(&mac)
+        {
+            frame[..6].copy_from_slice(&mac.0);
+            let trace = self.trace(*there, Origin::Network, &frame, &Offload::default())?;
+            traces.push((*there, trace));
+        }
+        Some(traces)
     }
 
     /// A router advertisement for a port's guest.

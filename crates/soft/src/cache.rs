@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::cpu::CodeSize;
 use crate::mmu::{LargePages, Translation};
 use crate::operation::Operation;
+use crate::translate::Translations;
 
 /// Operations kept before everything is dropped and decoding starts over;
 /// at about 40 bytes each this is 40 MiB.
@@ -55,6 +56,12 @@ pub(crate) struct Block {
     pub operations: Box<[Operation]>,
     /// Bytes they take.
     pub length: u32,
+    /// Behind its last operation the next block begins, as far as is known.
+    pub falls_through: bool,
+    /// The arithmetic flags that are wanted where it begins.
+    pub wanted_flags: u16,
+    /// What the translator made of it.
+    pub translations: Translations,
     /// The page its first byte lies in.
     pub page: CodePage,
     /// Guest-physical page and version of the second page, for an instruction
@@ -213,10 +220,12 @@ impl BlockCache {
         self.local_stamp = self.stamp();
     }
 
-    /// The linear addresses of one page lead nowhere.
-    pub(crate) fn forget_page(&mut self, linear: u64) {
+    /// The linear addresses of one page lead nowhere. False if that meant to
+    /// forget all of them.
+    pub(crate) fn forget_page(&mut self, linear: u64) -> bool {
         if self.large.may_contain(linear) {
-            return self.forget_all_addresses();
+            self.forget_all_addresses();
+            return false;
         }
         // An entry that stays untouched while its counter goes once round
         // would come back to life.
@@ -225,6 +234,7 @@ impl BlockCache {
         if *counter == 0 {
             self.forget_all_addresses();
         }
+        true
     }
 
     fn stamp(&mut self) -> u64 {

@@ -14,11 +14,13 @@ use crate::apic::LocalApic;
 use crate::cache::BlockCache;
 use crate::counters::Counters;
 use crate::flags::ArithmeticFlags;
+use crate::low::LowBox;
 use crate::mmio::AccessLog;
 use crate::mmu::Mmu;
 use crate::native::ExtendedState;
 use crate::partition::Shared;
 use crate::system::Limits;
+use crate::translate::{Hot, Translator};
 
 /// General registers by their encoding (SDM vol. 2, table 2-4).
 #[allow(missing_docs)]
@@ -252,13 +254,26 @@ pub struct Cpu {
     pub(crate) shared: Arc<Shared>,
     pub(crate) mmu: Mmu,
     pub(crate) cache: BlockCache,
+    pub(crate) hot: Hot,
+    pub(crate) translator: Translator,
     /// What is counted; see [`crate::counters`].
     pub counters: Counters,
 }
 
 impl Cpu {
     /// Processor `id` with nothing loaded: a state must follow.
-    pub(crate) fn new(id: u32, cpuid: CpuidTable, shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(
+        id: u32,
+        cpuid: CpuidTable,
+        shared: Arc<Shared>,
+    ) -> std::io::Result<LowBox<Self>> {
+        let mmu = Mmu::new(shared.memory.clone())?;
+        let mut cpu = LowBox::new(Self::with(id, cpuid, shared, mmu))?;
+        Translator::start(&mut cpu)?;
+        Ok(cpu)
+    }
+
+    fn with(id: u32, cpuid: CpuidTable, shared: Arc<Shared>, mmu: Mmu) -> Self {
         let reset = favo_accel::state::VcpuState::power_on(id, 0);
         Self {
             gpr: [0; 17],
@@ -296,9 +311,11 @@ impl Cpu {
             apic: LocalApic::new(id, reset.local_apic, reset.msrs.apic_base, shared.tsc_khz),
             extended: ExtendedState::default(),
             id,
-            mmu: Mmu::new(shared.memory.clone()),
+            mmu,
             shared,
             cache: BlockCache::default(),
+            hot: crate::translate::initial(),
+            translator: Translator::off(),
             counters: Counters::default(),
         }
     }

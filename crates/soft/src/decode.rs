@@ -12,10 +12,11 @@ use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, 
 
 use crate::cache::{Block, CodePage};
 use crate::counters;
-use crate::cpu::{CodeSize, Cpu};
+use crate::cpu::{CodeSize, Cpu, rflags};
 use crate::mmu::{Access, Want};
 use crate::operation::Operation;
 use crate::segment::is_canonical;
+use crate::translate::{Translations, flags_of};
 use crate::trap::{Exec, GP0};
 
 /// The most operations in a block: how long the processor may go without
@@ -37,12 +38,14 @@ pub(crate) fn block(cpu: &mut Cpu, linear: u64, physical: u64, most: u64) -> Exe
     let in_page = (PAGE - physical % PAGE).min(most);
     let wanted = in_page.min((MOST_OPERATIONS * LONGEST) as u64) as usize;
     let code = read_code(cpu, physical, wanted)?;
-    let (operations, length) = operations(cpu, &code.bytes);
-    if !operations.is_empty() {
-        let operations = operations.into_boxed_slice();
+    let decoded = operations(cpu, &code.bytes);
+    if !decoded.operations.is_empty() {
         return Ok(Block {
-            operations,
-            length,
+            operations: decoded.operations.into_boxed_slice(),
+            length: decoded.length,
+            falls_through: decoded.falls_through,
+            wanted_flags: decoded.wanted_flags,
+            translations: Translations::default(),
             page: code.page,
             second: None,
         });
@@ -69,7 +72,7 @@ fn crossing(cpu: &mut Cpu, linear: u64, first: Code, most: u64) -> Exec<Block> {
     let second_code = read_code(cpu, second.physical, wanted)?;
     let mut bytes = first.bytes;
     bytes.extend_from_slice(&second_code.bytes);
-    let (mut operations, _) = operations(cpu, &bytes);
+    let mut operations = operations(cpu, &bytes).operations;
     operations.truncate(1);
     let Some(only) = operations.first() else {
         return Err(GP0);
@@ -77,6 +80,9 @@ fn crossing(cpu: &mut Cpu, linear: u64, first: Code, most: u64) -> Exec<Block> {
     Ok(Block {
         length: only.length.into(),
         operations: operations.into_boxed_slice(),
+        falls_through: false,
+        wanted_flags: u16::MAX,
+        translations: Translations::default(),
         page: first.page,
         second: Some((second.physical, second_code.page)),
     })
@@ -88,11 +94,17 @@ fn read_code(cpu: &mut Cpu, physical: u64, length: usize) -> Exec<Code> {
         counters::count(&mut cpu.counters.unsupported, "code outside RAM".into());
         return Err(GP0);
     };
-    let version = place.pages.arm_code(place.page);
+    let page_address = physical & !(PAGE - 1);
+    let shared = cpu.shared.clone();
+    let (version, newly) = shared.arm_code(cpu.id, &place, page_address);
     let page = CodePage::new(&place.pages.versions()[place.page], version);
+    let host = place.host;
+    if newly {
+        cpu.revoke_writes(Some(page_address));
+    }
     let mut bytes = vec![0; length];
     // SAFETY: `length` bytes from here on lie in the same page of RAM.
-    unsafe { crate::scalar::copy_forward(bytes.as_mut_ptr(), place.host, length) };
+    unsafe { crate::scalar::copy_forward(bytes.as_mut_ptr(), host, length) };
     Ok(Code { bytes, page })
 }
 
@@ -106,8 +118,17 @@ pub(crate) fn decoder_options() -> u32 {
     }
 }
 
-/// As many operations as `bytes` hold, and how many bytes they take.
-fn operations(cpu: &Cpu, bytes: &[u8]) -> (Vec<Operation>, u32) {
+/// What some bytes of code hold.
+struct Decoded {
+    operations: Vec<Operation>,
+    /// Bytes they take.
+    length: u32,
+    falls_through: bool,
+    wanted_flags: u16,
+}
+
+/// As many operations as `bytes` hold.
+fn operations(cpu: &Cpu, bytes: &[u8]) -> Decoded {
     let bits = match cpu.code_size {
         CodeSize::Bits16 => 16,
         CodeSize::Bits32 => 32,
@@ -117,6 +138,8 @@ fn operations(cpu: &Cpu, bytes: &[u8]) -> (Vec<Operation>, u32) {
     let mut operations = Vec::with_capacity(16);
     let mut instruction = Instruction::default();
     let mut length = 0;
+    let mut falls_through = true;
+    let (mut wanted_flags, mut written_flags) = (0, 0);
     while operations.len() < MOST_OPERATIONS && decoder.can_decode() {
         let start = decoder.position();
         decoder.decode_out(&mut instruction);
@@ -131,11 +154,24 @@ fn operations(cpu: &Cpu, bytes: &[u8]) -> (Vec<Operation>, u32) {
             operation.handler = crate::exec::system::too_long;
         }
         operations.push(operation);
+        if error == DecoderError::None {
+            let (read, written) = flags_of(&instruction);
+            wanted_flags |= read & !written_flags;
+            written_flags |= written;
+        }
         if error != DecoderError::None || ends_block(&instruction) {
+            falls_through = error == DecoderError::None
+                && instruction.flow_control() == FlowControl::ConditionalBranch;
             break;
         }
     }
-    (operations, length)
+    wanted_flags |= rflags::ARITHMETIC as u16 & !written_flags;
+    Decoded {
+        operations,
+        length,
+        falls_through,
+        wanted_flags,
+    }
 }
 
 /// After these the next instruction is somewhere else, or nobody knows yet

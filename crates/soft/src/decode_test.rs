@@ -227,9 +227,8 @@ fn device_memory_is_answered_and_the_instruction_completes() {
 /// Runs for a while whatever is there, delivering exceptions and answering
 /// exits.
 fn survive(test: &mut TestCpu, rounds: usize) {
-    let attention = std::sync::atomic::AtomicU32::new(0);
     for _ in 0..rounds {
-        match test.cpu.run(&attention, Some(0)) {
+        match test.cpu.run(Some(0)) {
             Trap::EndBlock | Trap::Halt => {}
             Trap::Exit => test.cpu.log.answer(0xffff_ffff_ffff_ffff),
             Trap::TripleFault => return,

@@ -17,7 +17,8 @@ pub(crate) mod x87;
 pub(crate) mod xsave;
 
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use favo_accel::state::InterruptShadow;
 
@@ -25,33 +26,159 @@ use crate::cache::Block;
 use crate::clock::host_tsc;
 use crate::cpu::{CodeSize, Cpu, rflags};
 use crate::decode;
+use crate::mailbox::{Mailbox, Pages, attention};
 use crate::operation::{Operation, prefix};
+use crate::partition::Shared;
 use crate::segment::is_canonical;
+use crate::translate::Left;
 use crate::trap::{Exception, Exec, GP0, Trap};
 
 impl Cpu {
-    /// Runs until something needs attention: a trap, `attention` is not zero
-    /// (looked at before every block), or the host TSC reaches `deadline`
-    /// (looked at every so many blocks).
-    pub fn run(&mut self, attention: &AtomicU32, deadline: Option<u64>) -> Trap {
-        let mut blocks = 0u32;
-        while attention.load(Ordering::Relaxed) == 0 {
-            blocks = blocks.wrapping_add(1);
-            if blocks.is_multiple_of(BLOCKS_PER_CLOCK_READ)
-                && deadline.is_some_and(|deadline| host_tsc() >= deadline)
-            {
-                break;
+    /// Runs until something needs the caller: a trap, somebody who wants
+    /// attention, or the host TSC reaches a deadline, `limit` or the local
+    /// APIC's.
+    pub fn run(&mut self, limit: Option<u64>) -> Trap {
+        let shared = self.shared.clone();
+        let mailbox = shared.mailbox(self.id);
+        mailbox.set_running(true);
+        let trap = self.run_blocks(&shared, mailbox, limit.unwrap_or(u64::MAX));
+        mailbox.set_running(false);
+        if limit.is_some() {
+            // The caller's own alarm.
+            mailbox.take(attention::TIMER);
+        }
+        trap
+    }
+
+    fn run_blocks(&mut self, shared: &Arc<Shared>, mailbox: &Mailbox, limit: u64) -> Trap {
+        let mut left = Left::Here;
+        let mut rounds = 0u32;
+        if mailbox.must_revoke() {
+            self.attend_caches(mailbox);
+        }
+        loop {
+            let attention = mailbox.attention().load(Ordering::Relaxed);
+            if attention != 0 {
+                if attention & !attention::CACHES != 0 {
+                    return Trap::EndBlock;
+                }
+                self.attend_caches(mailbox);
+                // What was left may be gone.
+                left = Left::Here;
+            }
+            let deadline = limit.min(self.apic.expires().unwrap_or(u64::MAX));
+            rounds = rounds.wrapping_add(1);
+            if rounds.is_multiple_of(BLOCKS_PER_CLOCK_READ) && host_tsc() >= deadline {
+                return Trap::EndBlock;
             }
             // After a trap, and after an instruction that was run alone, the
             // run loop looks whether something became deliverable.
             if self.needs_care() {
                 return self.run_one().err().unwrap_or(Trap::EndBlock);
             }
-            if let Err(trap) = self.run_block() {
-                return trap;
+            let block = match self.next_block() {
+                Ok(block) => block,
+                Err(trap) => return trap,
+            };
+            let unit = match left {
+                _ if !self.translator.is_on() || self.code_size != CodeSize::Bits64 => None,
+                Left::Interpret => None,
+                Left::Edge(edge) => {
+                    let generation = self.translator.generation();
+                    let unit = self.unit_for_edge(edge, block);
+                    if let Some(unit) = unit
+                        && self.translator.generation() == generation
+                    {
+                        self.link_edge(edge, unit);
+                    }
+                    unit
+                }
+                Left::Jump => {
+                    let unit = self.unit_of(block);
+                    if let Some(unit) = unit {
+                        self.remember_jump(unit);
+                    }
+                    unit
+                }
+                Left::Here | Left::Interpreted(_) => self.unit_of(block),
+            };
+            let outcome = match unit {
+                Some(unit) => {
+                    shared.set_alarm(self.id, deadline);
+                    mailbox.set_jump_mask(crate::translate::JUMP_MASK);
+                    self.check_jump_tables();
+                    self.counters.units_entered += 1;
+                    left = self.run_unit(unit);
+                    match left {
+                        Left::Interpreted(outcome) => outcome,
+                        _ => Ok(()),
+                    }
+                }
+                None => {
+                    left = Left::Here;
+                    self.run_block(block)
+                }
+            };
+            match outcome {
+                Ok(()) => {}
+                Err(Trap::EndBlock) if self.may_go_on() => {}
+                Err(trap) => return trap,
             }
         }
-        Trap::EndBlock
+    }
+
+    /// Runs one translated unit, for tests: what `run` does, one step of it.
+    #[cfg(any(test, feature = "difftest"))]
+    pub(crate) fn run_one_unit(&mut self) -> Exec {
+        let shared = self.shared.clone();
+        let mailbox = shared.mailbox(self.id);
+        if mailbox.attention().load(Ordering::Relaxed) != 0 {
+            self.attend_caches(mailbox);
+        }
+        let block = self.next_block()?;
+        let Some(unit) = self.unit_of(block) else {
+            return self.run_one();
+        };
+        self.check_jump_tables();
+        let rip = self.rip;
+        let mut left = self.run_unit(unit);
+        if let Left::Edge(edge) = left
+            && self.rip == rip
+            && let Some(unit) = self.unit_for_edge(edge, block)
+        {
+            // The variant without windows.
+            left = self.run_unit(unit);
+        }
+        match left {
+            Left::Interpreted(outcome) => outcome,
+            Left::Interpret => self.run_one(),
+            Left::Edge(_) | Left::Jump | Left::Here => Ok(()),
+        }
+    }
+
+    /// Nothing that the caller would have to deliver has come up.
+    #[inline(always)]
+    fn may_go_on(&self) -> bool {
+        self.end_of_level.is_none()
+            && (self.system_flags & rflags::IF == 0 || self.apic.deliverable().is_none())
+    }
+
+    /// Does what others ask of this processor's caches.
+    #[cold]
+    fn attend_caches(&mut self, mailbox: &Mailbox) {
+        mailbox.take(attention::CACHES);
+        if mailbox.must_revoke() {
+            mailbox.do_revoke(|page| self.revoke_writes(page));
+        }
+        match mailbox.take_changed() {
+            Pages::Some(pages) => {
+                self.counters.code_pages_changed += pages.len() as u64;
+                for page in pages {
+                    self.translator.page_changed(page);
+                }
+            }
+            Pages::All => self.translator.pages_changed(),
+        }
     }
 
     /// Something holds that is looked at after every instruction.
@@ -64,8 +191,7 @@ impl Cpu {
     }
 
     #[inline(always)]
-    fn run_block(&mut self) -> Exec {
-        let block = self.next_block()?;
+    fn run_block(&mut self, block: *const Block) -> Exec {
         // SAFETY: blocks go away only when another is decoded, which happens
         // between blocks and never under a handler.
         let operations: &[Operation] = unsafe { &(*block).operations };

@@ -20,6 +20,7 @@
 //! a log, and the operation runs again from its start with the log at hand
 //! ([`mmio`]); so no operation needs to be cut in two.
 
+mod alarm;
 mod apic;
 mod breakpoint;
 mod buslock;
@@ -34,6 +35,7 @@ pub mod difftest;
 mod exec;
 pub mod flags;
 pub mod interrupt;
+mod low;
 mod mailbox;
 mod mmio;
 pub mod mmu;
@@ -48,6 +50,7 @@ mod state;
 pub mod system;
 #[cfg(any(test, feature = "difftest"))]
 pub mod testing;
+mod translate;
 pub mod trap;
 mod vcpu;
 
@@ -99,6 +102,15 @@ impl Accelerator for SoftAccelerator {
                 config.vcpus
             )));
         }
-        Ok(Arc::new(partition::SoftPartition::new(config)))
+        let partition = partition::SoftPartition::new(config).map_err(low_memory)?;
+        Ok(Arc::new(partition))
     }
+}
+
+/// Translated code and what it uses could not be put into low memory.
+pub(crate) fn low_memory(error: std::io::Error) -> AccelError {
+    AccelError::Unsupported(format!(
+        "can't get memory below 2 GiB for the software CPU: {error}; allow favo more address \
+         space (ulimit -v) or executable memory"
+    ))
 }

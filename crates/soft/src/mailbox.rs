@@ -21,12 +21,53 @@ pub(crate) mod attention {
     pub const INIT: u32 = 1 << 3;
     /// A start-up IPI; its vector lies beside.
     pub const STARTUP: u32 = 1 << 4;
+    /// Its next timer is due.
+    pub const TIMER: u32 = 1 << 5;
+    /// Code it may have cached was written.
+    pub const CODE: u32 = 1 << 6;
+    /// It must give up permissions to write without notice.
+    pub const REVOKE: u32 = 1 << 7;
+    /// What the processor handles without leaving its blocks for long.
+    pub const CACHES: u32 = CODE | REVOKE;
+}
+
+/// Pages, by guest-physical address, or all of them.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Pages {
+    Some(Vec<u64>),
+    All,
+}
+
+impl Default for Pages {
+    fn default() -> Self {
+        Self::Some(Vec::new())
+    }
+}
+
+impl Pages {
+    /// Beyond so many it is all of them.
+    const MOST: usize = 256;
+
+    fn add(&mut self, page: Option<u64>) {
+        match (&mut *self, page) {
+            (Self::Some(pages), Some(page)) if pages.len() < Self::MOST => {
+                if !pages.contains(&page) {
+                    pages.push(page);
+                }
+            }
+            (Self::All, _) => {}
+            _ => *self = Self::All,
+        }
+    }
 }
 
 /// A processor's mailbox, and what senders must know of its local APIC.
 #[derive(Default)]
 pub(crate) struct Mailbox {
     attention: AtomicU32,
+    /// What translated code makes an index of a jump's target with; 0 while
+    /// somebody wants attention.
+    jump_mask: AtomicU64,
     requests: [AtomicU32; 8],
     /// Which of the requests are level triggered.
     levels: [AtomicU32; 8],
@@ -34,6 +75,16 @@ pub(crate) struct Mailbox {
     sleeping: AtomicBool,
     sleep: Mutex<()>,
     woken: Condvar,
+    /// Pages whose code changed.
+    changed: Mutex<Pages>,
+    /// Pages that must not be written without notice.
+    revoked: Mutex<Pages>,
+    /// How often something was put into `revoked`, and up to which of these
+    /// the processor has done it.
+    revoke_wanted: AtomicU32,
+    revoke_done: AtomicU32,
+    /// The processor may be storing without notice.
+    running: AtomicBool,
     /// IA32_APIC_BASE in bits 63:0 of one word, LDR and DFR in the other:
     /// copies that the processor refreshes, for senders to address by.
     apic_base: AtomicU64,
@@ -46,6 +97,27 @@ impl Mailbox {
         &self.attention
     }
 
+    /// See [`crate::translate`].
+    pub(crate) fn jump_mask(&self) -> &AtomicU64 {
+        &self.jump_mask
+    }
+
+    /// Lets translated code jump, if nobody wants attention.
+    #[inline(always)]
+    pub(crate) fn set_jump_mask(&self, mask: u64) {
+        if self.jump_mask.load(Ordering::Relaxed) != mask {
+            self.jump_mask.store(mask, Ordering::SeqCst);
+            if self.attention.load(Ordering::SeqCst) != 0 {
+                self.jump_mask.store(0, Ordering::SeqCst);
+            }
+        }
+    }
+
+    fn want_attention(&self, bits: u32) {
+        self.attention.fetch_or(bits, Ordering::SeqCst);
+        self.jump_mask.store(0, Ordering::SeqCst);
+    }
+
     /// Takes notice of `bits` and clears them.
     pub(crate) fn take(&self, bits: u32) -> u32 {
         self.attention.fetch_and(!bits, Ordering::SeqCst) & bits
@@ -53,12 +125,64 @@ impl Mailbox {
 
     /// Draws the processor's attention, and wakes it if it sleeps.
     pub(crate) fn raise(&self, bits: u32) {
-        self.attention.fetch_or(bits, Ordering::SeqCst);
+        self.want_attention(bits);
         if self.sleeping.load(Ordering::SeqCst) {
             // Taking the lock orders this behind the sleeper's last look.
             drop(self.sleep.lock().unwrap_or_else(PoisonError::into_inner));
             self.woken.notify_one();
         }
+    }
+
+    /// The code of a page changed.
+    pub(crate) fn code_changed(&self, physical: u64) {
+        lock(&self.changed).add(Some(physical));
+        self.want_attention(attention::CODE);
+    }
+
+    /// Takes the pages whose code changed.
+    pub(crate) fn take_changed(&self) -> Pages {
+        std::mem::take(&mut lock(&self.changed))
+    }
+
+    /// Asks for permissions to write without notice to be given up; the
+    /// answer says what to wait for.
+    pub(crate) fn revoke(&self, physical: Option<u64>) -> u32 {
+        lock(&self.revoked).add(physical);
+        let ticket = self.revoke_wanted.fetch_add(1, Ordering::SeqCst) + 1;
+        self.want_attention(attention::REVOKE);
+        ticket
+    }
+
+    /// Whether a request is done, or will be before the processor stores
+    /// again. Between the request and this lies a barrier on every thread.
+    pub(crate) fn is_revoked(&self, ticket: u32) -> bool {
+        let done = self.revoke_done.load(Ordering::SeqCst);
+        done.wrapping_sub(ticket) as i32 >= 0 || !self.running.load(Ordering::SeqCst)
+    }
+
+    /// Something waits to be revoked.
+    #[inline(always)]
+    pub(crate) fn must_revoke(&self) -> bool {
+        self.revoke_wanted.load(Ordering::Acquire) != self.revoke_done.load(Ordering::Relaxed)
+    }
+
+    /// Does what was asked for: `each` gives up a page.
+    pub(crate) fn do_revoke(&self, mut each: impl FnMut(Option<u64>)) {
+        let wanted = self.revoke_wanted.load(Ordering::SeqCst);
+        match std::mem::take(&mut *lock(&self.revoked)) {
+            Pages::Some(pages) => pages.into_iter().for_each(|page| each(Some(page))),
+            Pages::All => each(None),
+        }
+        self.revoke_done.store(wanted, Ordering::SeqCst);
+    }
+
+    /// The processor begins or ends to store without notice. Whoever begins
+    /// looks at [`Mailbox::must_revoke`] next; the asker's barrier stands in
+    /// for one here.
+    #[inline(always)]
+    pub(crate) fn set_running(&self, running: bool) {
+        self.running.store(running, Ordering::Release);
+        std::sync::atomic::compiler_fence(Ordering::SeqCst);
     }
 
     /// Puts an interrupt in.
@@ -97,11 +221,16 @@ impl Mailbox {
         self.startup_vector.load(Ordering::SeqCst)
     }
 
+    /// Something waits that the processor's blocks can't do.
+    pub(crate) fn wants_caller(&self) -> bool {
+        self.attention.load(Ordering::SeqCst) & !attention::CACHES != 0
+    }
+
     /// Sleeps until something is raised, or `timeout` is over.
     pub(crate) fn sleep(&self, timeout: Option<Duration>) {
         let guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
         self.sleeping.store(true, Ordering::SeqCst);
-        if self.attention.load(Ordering::SeqCst) == 0 {
+        if !self.wants_caller() {
             match timeout {
                 Some(timeout) => drop(self.woken.wait_timeout(guard, timeout)),
                 None => drop(self.woken.wait(guard)),
@@ -156,6 +285,10 @@ impl Mailbox {
             mda >> 4 == ldr >> 4 && mda & ldr & 0xf != 0
         }
     }
+}
+
+fn lock(pages: &Mutex<Pages>) -> std::sync::MutexGuard<'_, Pages> {
+    pages.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -8,9 +8,10 @@
 //! way. Stores look at the page's notice flags after the bytes are written
 //! (`favo_accel::memory::pages` has the protocol with the code caches).
 
+mod table;
 mod walk;
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::Ordering;
 
 use favo_accel::memory::pages::{NOTICE, RegionPages};
 use favo_accel::{GuestMemory, PAGE_SIZE};
@@ -20,15 +21,13 @@ use crate::scalar::Scalar;
 use crate::segment::is_canonical;
 use crate::trap::{Exception, Exec, GP0};
 
+pub(crate) use table::{ENTRIES, LINE_BITS, LargePages, Line};
+use table::{Page, Table};
 pub(crate) use walk::Translation;
 
-const ENTRIES: usize = 1024;
-/// Entries of a change of address space that are dropped one by one; beyond
-/// that all are looked at.
-const MOST_LOCAL: usize = 256;
 const PAGE_MASK: u64 = PAGE_SIZE - 1;
 /// Never a page address.
-const NO_TAG: u64 = 1;
+const NO_PAGE: u64 = 1;
 
 /// Who accesses memory, and for what.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,156 +49,19 @@ pub(crate) enum Want {
 }
 
 /// Which table an access uses.
-const SUPERVISOR: usize = 0;
-const USER: usize = 1;
-const SUPERVISOR_AC: usize = 2;
-
-#[derive(Clone, Copy)]
-struct Entry {
-    /// Host address minus linear address.
-    addend: u64,
-    /// The page's notice flags.
-    flags: *const AtomicU8,
-    /// Guest-physical page.
-    physical: u64,
-    /// The linear page.
-    linear: u64,
-    global: bool,
-    /// Log2 of the size of the guest's page.
-    page_bits: u8,
-}
-
-struct Table {
-    read: [u64; ENTRIES],
-    write: [u64; ENTRIES],
-    execute: [u64; ENTRIES],
-    entries: [Entry; ENTRIES],
-    /// Indices filled with pages that are not global since those were last
-    /// dropped, as far as there is room.
-    local: Vec<u16>,
-    large: LargePages,
-}
-
-/// Remembers where large pages may have been cut into entries: dropping one of
-/// them has to look through the whole table.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct LargePages {
-    mebi: u64,
-    gibi: u64,
-}
-
-impl LargePages {
-    pub(crate) fn note(&mut self, linear: u64, page_bits: u8) {
-        match page_bits {
-            ..=12 => {}
-            // 4 MiB pages are two of 2 MiB.
-            13..=22 => self.mebi |= 3 << (linear >> 22 << 1 & 63),
-            _ => self.gibi |= 1 << (linear >> 30 & 63),
-        }
-    }
-
-    pub(crate) fn may_contain(&self, linear: u64) -> bool {
-        self.mebi >> (linear >> 21 & 63) & 1 != 0 || self.gibi >> (linear >> 30 & 63) & 1 != 0
-    }
-}
-
-impl Table {
-    fn new() -> Box<Self> {
-        let entry = Entry {
-            addend: 0,
-            flags: std::ptr::null(),
-            physical: 0,
-            linear: 0,
-            global: false,
-            page_bits: 12,
-        };
-        Box::new(Self {
-            read: [NO_TAG; ENTRIES],
-            write: [NO_TAG; ENTRIES],
-            execute: [NO_TAG; ENTRIES],
-            entries: [entry; ENTRIES],
-            local: Vec::with_capacity(MOST_LOCAL),
-            large: LargePages::default(),
-        })
-    }
-
-    fn clear(&mut self) {
-        self.read.fill(NO_TAG);
-        self.write.fill(NO_TAG);
-        self.execute.fill(NO_TAG);
-        self.local.clear();
-        self.large = LargePages::default();
-    }
-
-    fn clear_non_global(&mut self) {
-        if self.local.len() < MOST_LOCAL {
-            while let Some(index) = self.local.pop() {
-                if !self.entries[usize::from(index)].global {
-                    self.clear_entry(index.into());
-                }
-            }
-            return;
-        }
-        self.local.clear();
-        for index in 0..ENTRIES {
-            if !self.entries[index].global {
-                self.clear_entry(index);
-            }
-        }
-    }
-
-    fn clear_page(&mut self, linear: u64) {
-        self.clear_entry(index(linear));
-        if !self.large.may_contain(linear) {
-            return;
-        }
-        for index in 0..ENTRIES {
-            let entry = &self.entries[index];
-            if entry.page_bits > 12 && (entry.linear ^ linear) >> entry.page_bits == 0 {
-                self.clear_entry(index);
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn clear_entry(&mut self, index: usize) {
-        self.read[index] = NO_TAG;
-        self.write[index] = NO_TAG;
-        self.execute[index] = NO_TAG;
-    }
-
-    /// Remembers an entry for what `want` asked; what else was remembered of
-    /// the same page stays.
-    fn fill(&mut self, entry: Entry, want: Want, writable: bool) {
-        let index = index(entry.linear);
-        let page = entry.linear;
-        for tags in [&mut self.read, &mut self.write, &mut self.execute] {
-            if tags[index] != page {
-                tags[index] = NO_TAG;
-            }
-        }
-        match want {
-            Want::Execute => self.execute[index] = page,
-            Want::Read | Want::Write => {
-                self.read[index] = page;
-                self.write[index] = if writable { page } else { NO_TAG };
-            }
-        }
-        if !entry.global && self.local.len() < MOST_LOCAL {
-            self.local.push(index as u16);
-        }
-        self.large.note(entry.linear, entry.page_bits);
-        self.entries[index] = entry;
-    }
-}
+pub(crate) const SUPERVISOR: usize = 0;
+pub(crate) const USER: usize = 1;
+pub(crate) const SUPERVISOR_AC: usize = 2;
 
 /// The translation tables of one processor. Only its own thread touches them.
 pub(crate) struct Mmu {
     memory: GuestMemory,
-    tables: [Box<Table>; 3],
+    tables: [Table; 3],
     /// The table of the code that runs now. Derived.
     current: usize,
-    /// Pages with data breakpoints: never in the tables. `NO_TAG` for none.
+    /// Guest-physical pages that some write tag may lead to, one bit each.
+    written: Box<[u64]>,
+    /// Pages with data breakpoints: never in the tables. `NO_PAGE` for none.
     watched: [u64; 8],
 }
 
@@ -217,17 +79,53 @@ pub(crate) struct RamPlace<'a> {
 }
 
 #[inline(always)]
-fn index(linear: u64) -> usize {
-    (linear >> 12) as usize & (ENTRIES - 1)
+fn written_bit(physical: u64) -> (usize, u64) {
+    let page = (physical >> 12) as usize;
+    (page / 64, 1 << (page % 64))
 }
 
 impl Mmu {
-    pub(crate) fn new(memory: GuestMemory) -> Self {
-        Self {
+    pub(crate) fn new(memory: GuestMemory) -> std::io::Result<Self> {
+        let end = memory
+            .regions()
+            .iter()
+            .map(|region| region.start.0 + region.size.bytes())
+            .max()
+            .unwrap_or(0);
+        Ok(Self {
+            written: vec![0; (end.div_ceil(PAGE_SIZE * 64)) as usize].into(),
             memory,
-            tables: [Table::new(), Table::new(), Table::new()],
+            tables: [Table::new()?, Table::new()?, Table::new()?],
             current: SUPERVISOR,
-            watched: [NO_TAG; 8],
+            watched: [NO_PAGE; 8],
+        })
+    }
+
+    /// The table of the code that runs now.
+    pub(crate) fn current(&self) -> usize {
+        self.current
+    }
+
+    /// The lines of a table, for translated code.
+    pub(crate) fn lines(&self, table: usize) -> *const Line {
+        self.tables[table].lines.as_ptr()
+    }
+
+    /// Writes to a guest-physical page, or to any page if None, go the slow
+    /// way from here on.
+    pub(crate) fn revoke_writes(&mut self, physical: Option<u64>) {
+        match physical {
+            Some(physical) => {
+                let (word, bit) = written_bit(physical);
+                if self.written[word] & bit == 0 {
+                    return;
+                }
+                self.written[word] &= !bit;
+            }
+            None => self.written.fill(0),
+        }
+        for table in &mut self.tables {
+            table.revoke(physical);
         }
     }
 
@@ -252,28 +150,38 @@ impl Mmu {
         let Some(place) = self.ram(translation.physical & !PAGE_MASK) else {
             return;
         };
-        let entry = Entry {
-            addend: (place.host as u64).wrapping_sub(page),
-            flags: &place.pages.flags()[place.page],
+        let host = place.host as u64;
+        let flags = &place.pages.flags()[place.page];
+        let entry = Page {
+            flags,
             physical: translation.physical & !PAGE_MASK,
             linear: page,
             global: translation.global,
             page_bits: translation.page_bits,
         };
-        self.tables[table].fill(entry, want, translation.writable);
+        let writable = translation.writable && flags.load(Ordering::SeqCst) & NOTICE == 0;
+        if writable && want != Want::Execute {
+            let (word, bit) = written_bit(entry.physical);
+            self.written[word] |= bit;
+        }
+        self.tables[table].fill(entry, host, want, writable);
     }
 }
 
 impl Cpu {
     /// Which table data accesses use now; part of [`Cpu::update_mode`].
     pub(crate) fn update_mmu_mode(&mut self) {
-        self.mmu.current = if self.cpl == 3 {
+        let table = if self.cpl == 3 {
             USER
         } else if self.cr4 & cr4::SMAP != 0 && self.system_flags & rflags::AC != 0 {
             SUPERVISOR_AC
         } else {
             SUPERVISOR
         };
+        if table != self.mmu.current {
+            self.mmu.current = table;
+            self.hot.window_limit = 0;
+        }
     }
 
     #[inline(always)]
@@ -289,13 +197,13 @@ impl Cpu {
     #[inline(always)]
     pub fn read_linear<T: Scalar>(&mut self, address: u64, access: Access) -> Exec<T> {
         let table = &self.mmu.tables[self.table_for(access)];
-        let index = index(address);
+        let line = table.line(address);
         // The page of the last byte: an access that crosses pages can't match,
-        // because the next page belongs to the next index.
-        if table.read[index] == address.wrapping_add(T::SIZE as u64 - 1) & !PAGE_MASK {
-            let host = table.entries[index].addend.wrapping_add(address) as *const u8;
+        // because the next page belongs to the next line.
+        if line.read == address.wrapping_add(T::SIZE as u64 - 1) & !PAGE_MASK {
+            let host = (line.host | address & PAGE_MASK) as *const u8;
             // SAFETY: the tag vouches that this page is RAM, mapped at
-            // `addend`, and the access lies inside it.
+            // `host`, and the access lies inside it.
             return Ok(unsafe { T::load(host) });
         }
         self.read_slow(address, T::SIZE, access).map(T::from_u64)
@@ -305,21 +213,21 @@ impl Cpu {
     #[inline(always)]
     pub fn write_linear<T: Scalar>(&mut self, address: u64, value: T, access: Access) -> Exec {
         let table = &self.mmu.tables[self.table_for(access)];
-        let index = index(address);
-        if table.write[index] == address.wrapping_add(T::SIZE as u64 - 1) & !PAGE_MASK {
-            let entry = &table.entries[index];
-            let host = entry.addend.wrapping_add(address) as *mut u8;
-            // SAFETY: as in `read_linear`; `flags` lives as long as the memory.
-            let noticed = unsafe {
-                T::store(host, value);
-                (*entry.flags).load(Ordering::Relaxed) & NOTICE != 0
-            };
-            if noticed {
-                self.notice_write(entry.physical);
-            }
+        let line = table.line(address);
+        if line.write == address.wrapping_add(T::SIZE as u64 - 1) & !PAGE_MASK {
+            let host = (line.host | address & PAGE_MASK) as *mut u8;
+            // SAFETY: as in `read_linear`. Nobody wants to hear of the write:
+            // the tag says so.
+            unsafe { T::store(host, value) };
             return Ok(());
         }
         self.write_slow(address, value.to_u64(), T::SIZE, access)
+    }
+
+    /// Gives up writing pages without notice.
+    pub(crate) fn revoke_writes(&mut self, physical: Option<u64>) {
+        self.mmu.revoke_writes(physical);
+        self.hot.window_limit = 0;
     }
 
     /// A page somebody watches was written: tell, and have the running block
@@ -453,14 +361,13 @@ impl Cpu {
     ) -> Exec<Option<*mut u8>> {
         debug_assert!((address & PAGE_MASK) as usize + length <= PAGE_SIZE as usize);
         let table = self.table_for(access);
-        let index = index(address);
-        let tags = match want {
-            Want::Write => &self.mmu.tables[table].write,
-            _ => &self.mmu.tables[table].read,
+        let line = self.mmu.tables[table].line(address);
+        let tag = match want {
+            Want::Write => line.write,
+            _ => line.read,
         };
-        if tags[index] == address & !PAGE_MASK {
-            let addend = self.mmu.tables[table].entries[index].addend;
-            return Ok(Some(addend.wrapping_add(address) as *mut u8));
+        if tag == address & !PAGE_MASK {
+            return Ok(Some((line.host | address & PAGE_MASK) as *mut u8));
         }
         self.check_canonical(address, length.max(1), access)?;
         if self.mmu.watched.contains(&(address & !PAGE_MASK)) {
@@ -473,11 +380,15 @@ impl Cpu {
 
     /// Bytes at a linear address were written through [`Cpu::host_range`].
     pub(crate) fn written(&mut self, address: u64, access: Access) {
-        let entry = self.mmu.tables[self.table_for(access)].entries[index(address)];
+        let table = &self.mmu.tables[self.table_for(access)];
+        if table.line(address).write == address & !PAGE_MASK {
+            return;
+        }
+        let page = table.page(address);
         // SAFETY: `host_range` filled this entry a moment ago; flags live as
         // long as the memory.
-        if unsafe { (*entry.flags).load(Ordering::Relaxed) } & NOTICE != 0 {
-            self.notice_write(entry.physical);
+        if unsafe { (*page.flags).load(Ordering::SeqCst) } & NOTICE != 0 {
+            self.notice_write(page.physical);
         }
     }
 
@@ -545,10 +456,9 @@ impl Cpu {
 
     /// Translates the address of an instruction.
     pub(crate) fn translate_code(&mut self, address: u64) -> Exec<Translation> {
-        let (index, page) = (index(address), address & !PAGE_MASK);
         let table = self.mmu.current;
-        if self.mmu.tables[table].execute[index] == page {
-            let entry = &self.mmu.tables[table].entries[index];
+        if self.mmu.tables[table].line(address).execute == address & !PAGE_MASK {
+            let entry = self.mmu.tables[table].page(address);
             return Ok(Translation {
                 physical: entry.physical | address & PAGE_MASK,
                 writable: false,
@@ -563,7 +473,8 @@ impl Cpu {
 
     /// Keeps these pages out of the tables from here on, and no others.
     pub(crate) fn watch_pages(&mut self, addresses: &[u64]) {
-        self.mmu.watched = [NO_TAG; 8];
+        self.hot.window_limit = 0;
+        self.mmu.watched = [NO_PAGE; 8];
         for (page, address) in self.mmu.watched.iter_mut().zip(addresses) {
             *page = address & !PAGE_MASK;
         }
@@ -579,15 +490,20 @@ impl Cpu {
     pub fn flush_tlb_all(&mut self) {
         self.mmu.tables.iter_mut().for_each(|table| table.clear());
         self.cache.forget_all_addresses();
+        self.translator.forget_all_addresses();
+        self.hot.window_limit = 0;
     }
 
     /// Drops every translation of a page that is not global.
     pub fn flush_tlb_non_global(&mut self) {
+        self.counters.address_space_flushes += 1;
         self.mmu
             .tables
             .iter_mut()
             .for_each(|table| table.clear_non_global());
         self.cache.forget_local_addresses();
+        self.translator.forget_local_addresses();
+        self.hot.window_limit = 0;
     }
 
     /// Drops the translations of one page, in the current address space.
@@ -596,7 +512,12 @@ impl Cpu {
             .tables
             .iter_mut()
             .for_each(|table| table.clear_page(address));
-        self.cache.forget_page(address);
+        if self.cache.forget_page(address) {
+            self.translator.forget_page(address);
+        } else {
+            self.translator.forget_all_addresses();
+        }
+        self.hot.window_limit = 0;
     }
 
     /// INVPCID of one page: translations aren't kept for address spaces other

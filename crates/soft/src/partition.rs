@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use favo_accel::cpuid::CpuidTable;
+use favo_accel::memory::pages::barrier_on_every_thread;
 use favo_accel::state::{ClockState, VcpuState};
 use favo_accel::{
     AccelError, DirtyLog, EngineKind, GuestMemory, Msi, PAGE_SIZE, Partition, PartitionConfig,
@@ -13,19 +14,25 @@ use favo_accel::{
 };
 use favo_types::GuestAddress;
 
+use crate::alarm::Alarm;
 use crate::clock::{Scale, host_tsc, tsc_khz};
+use crate::low::LowBox;
 use crate::mailbox::{Mailbox, attention};
+use crate::mmu::RamPlace;
 use crate::vcpu::SoftVcpu;
 
 /// What all processors of a machine share.
 pub(crate) struct Shared {
     pub(crate) memory: GuestMemory,
-    mailboxes: Vec<Mailbox>,
+    mailboxes: Vec<LowBox<Mailbox>>,
+    alarm: Alarm,
     pub(crate) tsc_khz: u32,
     pub(crate) scale: Scale,
     clock: Mutex<ClockBase>,
     /// Where lowest-priority interrupts go next.
     next_lowest: AtomicU32,
+    /// Held while a page is armed: once it is free, everybody knows.
+    arming: Mutex<()>,
     /// How often the clock was set: processors then rewrite their pages.
     pub(crate) clock_generation: AtomicU64,
 }
@@ -58,11 +65,22 @@ mod mode {
 }
 
 impl Shared {
-    pub(crate) fn new(config: PartitionConfig) -> Self {
+    /// A machine's shared part, listening.
+    pub(crate) fn start(config: PartitionConfig) -> std::io::Result<Arc<Self>> {
+        let shared = Arc::new(Self::new(config)?);
+        shared.listen();
+        Ok(shared)
+    }
+
+    fn new(config: PartitionConfig) -> std::io::Result<Self> {
         let khz = tsc_khz();
-        Self {
+        let mailboxes = (0..config.vcpus)
+            .map(|_| LowBox::new(Mailbox::default()))
+            .collect::<std::io::Result<_>>()?;
+        Ok(Self {
             memory: config.memory,
-            mailboxes: (0..config.vcpus).map(|_| Mailbox::default()).collect(),
+            mailboxes,
+            alarm: Alarm::new(config.vcpus),
             tsc_khz: khz,
             scale: Scale::for_khz(khz),
             clock: Mutex::new(ClockBase {
@@ -70,7 +88,80 @@ impl Shared {
                 nanoseconds: 0,
             }),
             next_lowest: AtomicU32::new(0),
+            arming: Mutex::new(()),
             clock_generation: AtomicU64::new(0),
+        })
+    }
+
+    /// Has processor `id` told when the host TSC reaches `deadline`, at the
+    /// latest; u64::MAX for never.
+    pub(crate) fn set_alarm(self: &Arc<Self>, id: u32, deadline: u64) {
+        self.alarm.set(self, id, deadline);
+    }
+
+    pub(crate) fn alarm(&self) -> &Alarm {
+        &self.alarm
+    }
+
+    /// Has every processor hear of code that changes under it.
+    fn listen(self: &Arc<Self>) {
+        for region in self.memory.regions() {
+            let start = region.start.0;
+            let machine = Arc::downgrade(self);
+            region.pages.listen(Box::new(move |page| {
+                if let Some(machine) = machine.upgrade() {
+                    let physical = start + page as u64 * PAGE_SIZE;
+                    machine
+                        .mailboxes
+                        .iter()
+                        .for_each(|mailbox| mailbox.code_changed(physical));
+                }
+            }));
+        }
+    }
+
+    /// What must happen before code of a page is read into the cache of
+    /// processor `id`, which must have given up the page itself if the answer's
+    /// second half is true. Returns the page's version.
+    pub(crate) fn arm_code(&self, id: u32, place: &RamPlace<'_>, physical: u64) -> (u32, bool) {
+        if self.mailboxes.len() == 1 {
+            return place.pages.arm_code(place.page);
+        }
+        let own = self.mailbox(id);
+        // Another processor may be waiting for this one.
+        own.set_running(false);
+        let armed = {
+            let _arming = self.arming.lock().unwrap_or_else(PoisonError::into_inner);
+            let armed = place.pages.arm_code(place.page);
+            if armed.1 {
+                self.revoke_writes(Some(id), Some(physical));
+            }
+            armed
+        };
+        own.set_running(true);
+        armed
+    }
+
+    /// Makes every processor but `except` notice writes to a page, or to all,
+    /// from here on.
+    fn revoke_writes(&self, except: Option<u32>, physical: Option<u64>) {
+        let tickets: Vec<(&Mailbox, u32)> = self
+            .mailboxes
+            .iter()
+            .enumerate()
+            .filter(|(id, _)| Some(*id as u32) != except)
+            .map(|(_, mailbox)| (&**mailbox, mailbox.revoke(physical)))
+            .collect();
+        barrier_on_every_thread();
+        for (mailbox, ticket) in tickets {
+            let mut spins = 0;
+            while !mailbox.is_revoked(ticket) {
+                spins += 1;
+                if spins % 256 == 0 {
+                    std::thread::yield_now();
+                }
+                std::hint::spin_loop();
+            }
         }
     }
 
@@ -179,10 +270,10 @@ pub(crate) struct SoftPartition {
 }
 
 impl SoftPartition {
-    pub(crate) fn new(config: PartitionConfig) -> Self {
-        Self {
-            shared: Arc::new(Shared::new(config)),
-        }
+    pub(crate) fn new(config: PartitionConfig) -> std::io::Result<Self> {
+        Ok(Self {
+            shared: Shared::start(config)?,
+        })
     }
 }
 
@@ -258,6 +349,7 @@ impl DirtyLog for SoftPartition {
             .regions()
             .iter()
             .for_each(|region| region.pages.start_log());
+        self.shared.revoke_writes(None, None);
         Ok(())
     }
 
@@ -266,7 +358,11 @@ impl DirtyLog for SoftPartition {
             let dirty = region.pages.take_log().into_iter();
             dirty.map(|page| GuestAddress(region.start.0 + page as u64 * PAGE_SIZE))
         });
-        Ok(pages.collect())
+        let pages: Vec<GuestAddress> = pages.collect();
+        if !pages.is_empty() {
+            self.shared.revoke_writes(None, None);
+        }
+        Ok(pages)
     }
 
     fn stop(&self) -> Result<(), AccelError> {

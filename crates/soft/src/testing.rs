@@ -1,14 +1,12 @@
 //! A processor with a little memory, for tests: it starts in a mode of one's
 //! choice, runs machine code, and says how that ended.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
-
 use favo_accel::cpuid::CpuidTable;
 use favo_accel::{GuestMemory, MemoryBacking, PartitionConfig};
 use favo_types::{ByteCount, GuestAddress};
 
 use crate::cpu::{Cpu, Segment, SegmentRegister, cr0, cr4, efer, gpr};
+use crate::low::LowBox;
 use crate::partition::Shared;
 use crate::trap::{Exec, Trap};
 
@@ -30,7 +28,7 @@ const TABLES: u64 = 0x1000;
 /// A processor and its RAM.
 pub struct TestCpu {
     /// The processor.
-    pub cpu: Box<Cpu>,
+    pub cpu: LowBox<Cpu>,
     /// Its RAM.
     pub memory: GuestMemory,
 }
@@ -60,7 +58,8 @@ impl TestCpu {
             vcpus: 1,
             memory: memory.clone(),
         };
-        let mut cpu = Box::new(Cpu::new(0, cpuid, Arc::new(Shared::new(config))));
+        let shared = Shared::start(config).expect("low memory");
+        let mut cpu = Cpu::new(0, cpuid, shared).expect("low memory");
         let real = Segment {
             selector: 0,
             base: 0,
@@ -145,6 +144,12 @@ impl TestCpu {
         self
     }
 
+    /// Has everything translated when it first runs.
+    pub fn translate_at_once(&mut self) -> &mut Self {
+        self.cpu.translator.set_threshold(0);
+        self
+    }
+
     /// Runs one instruction.
     pub fn step(&mut self) -> Exec {
         match self.cpu.run_one() {
@@ -163,9 +168,8 @@ impl TestCpu {
     /// Runs from RIP on. Gives up after some ten thousand rounds, with
     /// [`Trap::EndBlock`].
     pub fn go(&mut self) -> Trap {
-        let attention = AtomicU32::new(0);
         for _ in 0..10_000 {
-            match self.cpu.run(&attention, Some(0)) {
+            match self.cpu.run(Some(0)) {
                 Trap::EndBlock => {}
                 trap => return trap,
             }

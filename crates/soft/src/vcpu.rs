@@ -17,6 +17,7 @@ use crate::apic::base;
 use crate::clock::host_tsc;
 use crate::cpu::{Cpu, rflags};
 use crate::interrupt::Source;
+use crate::low::LowBox;
 use crate::mailbox::attention;
 use crate::partition::Shared;
 use crate::trap::{Exception, Trap};
@@ -27,7 +28,7 @@ const SPIN_TICKS_PER_KHZ: u64 = 20;
 /// One processor of a machine on the software engine.
 pub(crate) struct SoftVcpu {
     id: VcpuId,
-    cpu: Box<Cpu>,
+    cpu: LowBox<Cpu>,
     shared: Arc<Shared>,
     activity: Activity,
     nmi_pending: bool,
@@ -61,10 +62,10 @@ impl SoftVcpu {
         shared: Arc<Shared>,
     ) -> Result<Self, AccelError> {
         crate::native::initialize().map_err(|error| AccelError::Unsupported(error.to_string()))?;
-        let cpu = Cpu::new(id.0, cpuid, shared.clone());
+        let cpu = Cpu::new(id.0, cpuid, shared.clone()).map_err(crate::low_memory)?;
         let mut vcpu = Self {
             id,
-            cpu: Box::new(cpu),
+            cpu,
             shared,
             activity: Activity::Running,
             nmi_pending: false,
@@ -100,7 +101,7 @@ impl SoftVcpu {
     /// to return.
     fn collect(&mut self) -> bool {
         let mailbox = self.shared.mailbox(self.id.0);
-        let raised = mailbox.take(u32::MAX);
+        let raised = mailbox.take(!attention::CACHES);
         if raised & attention::INTERRUPT != 0 {
             let apic = &mut self.cpu.apic;
             mailbox.take_interrupts(|vector, level| apic.accept(vector, level));
@@ -204,11 +205,7 @@ impl SoftVcpu {
         let khz = u64::from(self.shared.tsc_khz);
         let spin_until = host_tsc() + khz * SPIN_TICKS_PER_KHZ / 1000;
         loop {
-            if mailbox
-                .attention()
-                .load(std::sync::atomic::Ordering::Relaxed)
-                != 0
-            {
+            if mailbox.wants_caller() {
                 return;
             }
             let now = host_tsc();
@@ -246,14 +243,12 @@ impl SoftVcpu {
             return self.handle(trap);
         }
         if self.activity != Activity::Running {
+            let began = host_tsc();
             self.wait();
+            self.cpu.counters.halted += host_tsc().saturating_sub(began);
             return Ok(None);
         }
-        let deadline = self.cpu.apic.expires();
-        let shared = self.shared.clone();
-        let trap = self
-            .cpu
-            .run(shared.mailbox(self.id.0).attention(), deadline);
+        let trap = self.cpu.run(None);
         self.handle(trap)
     }
 
@@ -402,7 +397,13 @@ impl Vcpu for SoftVcpu {
     }
 
     fn counters(&self) -> Vec<EventCounter> {
-        self.cpu.counters.list()
+        let mut list = self.cpu.counters.list();
+        list.push(EventCounter {
+            name: "code-bytes",
+            detail: None,
+            count: self.cpu.translator.code_bytes() as u64,
+        });
+        list
     }
 }
 

@@ -25,6 +25,11 @@
 //!
 //! Dirty logging uses the same load: `LOG` asks the next writer to record the
 //! page. With no flag set a store costs one extra byte load.
+//!
+//! A processor in software may leave out that load for a page whose flags it
+//! found clear, as long as everybody who sets a flag first makes it give up
+//! that permission, and waits until it has (`favo_soft`'s mailboxes). It hears
+//! of stale code through [`RegionPages::listen`].
 
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -49,6 +54,20 @@ pub const NOTICE: u8 = CODE | LOG;
 pub struct RegionPages {
     flags: Box<[AtomicU8]>,
     versions: Box<[AtomicU32]>,
+    listener: ListenerCell,
+}
+
+/// Hears of pages whose cached code became stale, by their index. Called on
+/// whichever thread wrote; it must not write guest memory itself.
+pub type CodeListener = Box<dyn Fn(usize) + Send + Sync>;
+
+#[derive(Default)]
+struct ListenerCell(OnceLock<CodeListener>);
+
+impl std::fmt::Debug for ListenerCell {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "listener: {}", self.0.get().is_some())
+    }
 }
 
 impl RegionPages {
@@ -57,6 +76,7 @@ impl RegionPages {
         Self {
             flags: (0..pages).map(|_| AtomicU8::new(0)).collect(),
             versions: (0..pages).map(|_| AtomicU32::new(0)).collect(),
+            listener: ListenerCell::default(),
         }
     }
 
@@ -71,13 +91,21 @@ impl RegionPages {
     }
 
     /// To be called before the bytes of a page are read into a code cache.
-    /// Returns the version the cached code belongs to. See the module's text.
-    pub fn arm_code(&self, page: usize) -> u32 {
+    /// Returns the version the cached code belongs to, and whether the page
+    /// was not armed before. See the module's text.
+    pub fn arm_code(&self, page: usize) -> (u32, bool) {
         let version = self.versions[page].load(Ordering::SeqCst);
-        if self.flags[page].fetch_or(CODE, Ordering::SeqCst) & CODE == 0 {
+        let newly = self.flags[page].fetch_or(CODE, Ordering::SeqCst) & CODE == 0;
+        if newly {
             barrier_on_every_thread();
         }
-        version
+        (version, newly)
+    }
+
+    /// Has `listener` called with the index of every page whose cached code
+    /// becomes stale. The first listener stays.
+    pub fn listen(&self, listener: CodeListener) {
+        let _ = self.listener.0.set(listener);
     }
 
     /// The slow half of a write: the bytes are there, and the page's flags had
@@ -92,6 +120,9 @@ impl RegionPages {
             .unwrap_or(0);
         if before & CODE != 0 {
             self.versions[page].fetch_add(1, Ordering::SeqCst);
+            if let Some(listener) = self.listener.0.get() {
+                listener(page);
+            }
         }
     }
 
@@ -153,7 +184,7 @@ impl RegionPages {
 }
 
 /// Makes every running thread of this process execute a full memory barrier.
-fn barrier_on_every_thread() {
+pub fn barrier_on_every_thread() {
     const REGISTER_PRIVATE_EXPEDITED: i32 = 1 << 4;
     const PRIVATE_EXPEDITED: i32 = 1 << 3;
     const GLOBAL: i32 = 1;

@@ -40,7 +40,7 @@ fn inflated_pages_are_given_back_and_nothing_else() {
                 .unwrap();
         }
         let region = driver.memory.regions()[1].clone();
-        let version = region.pages.arm_code(0);
+        let (version, _) = region.pages.arm_code(0);
         let low = GuestAddress(0x1f_f000);
         driver.memory.write(low, &[5; 4096]).unwrap();
 

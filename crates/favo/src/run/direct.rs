@@ -69,14 +69,9 @@ pub fn run_serial(args: &Args, spec: MachineSpec) -> Result<ExitCode, Failure> {
         if let End::Signal(_) = end {
             machine.handle().stop();
         }
-        for (whose, counter) in machine.stop() {
-            tracing::debug!(
-                whose,
-                counter.count,
-                detail = counter.detail,
-                "{}",
-                counter.name
-            );
+        let counters = machine.stop();
+        if args.stats {
+            super::stats::print(&counters);
         }
         end
     };

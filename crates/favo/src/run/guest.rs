@@ -211,7 +211,12 @@ fn run_command(args: &Args, spec: MachineSpec) -> Result<ExitCode, Failure> {
         AgentClient::connect(stream).map_err(|error| lost(&error.to_string(), &tail))?;
     client.stream().set_read_timeout(None)?;
     tracing::info!("the agent is up after {:.1?}", begin.elapsed());
-    execute(args, &machine, &mut client, &mailbox, &tail, durable)
+    let status = execute(args, &machine, &mut client, &mailbox, &tail, durable);
+    let counters = machine.stop();
+    if args.stats {
+        super::stats::print(&counters);
+    }
+    status
 }
 
 enum Waited {

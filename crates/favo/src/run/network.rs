@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use favo_devices::virtio::net::NetSpec;
 use favo_net::link::Link;
 use favo_net::model::{Forward, MacAddress, Network, Port, PortId};
+use favo_net::nat::{Nat, NatOptions, Published};
 use favo_net::pcap::Capture;
-use favo_net::plane::{NoUplink, Plane};
+use favo_net::plane::Plane;
 use favo_net::uplink::Uplink;
 use favo_vmm::machine::CardSpec;
 
@@ -64,7 +65,11 @@ pub struct Attachment {
 
 /// Makes the network and plugs the machine in: its cards, and what must live
 /// as long as the machine does. `name` is what the guest is called on it.
-pub fn attach(args: &NetworkArgs, name: &str, cpus: u32) -> Result<(Attachment, Vec<CardSpec>), Failure> {
+pub fn attach(
+    args: &NetworkArgs,
+    name: &str,
+    cpus: u32,
+) -> Result<(Attachment, Vec<CardSpec>), Failure> {
     if args.network == Choice::None {
         if let Some(publish) = args.publish.first() {
             return Err(Failure::new(format!(
@@ -81,7 +86,8 @@ pub fn attach(args: &NetworkArgs, name: &str, cpus: u32) -> Result<(Attachment, 
     }
     let network = Network::named(NAME, args.mtu);
     let port = port(&network, name, &args.publish);
-    let plane = Plane::start(network, uplink(args)?)?;
+    let uplink = uplink(&network, &port, &args.publish)?;
+    let plane = Plane::start(network, uplink)?;
     let queues = cpus.clamp(1, MOST_QUEUES) as usize;
     let links = plane
         .add_port(port, queues)?
@@ -121,13 +127,23 @@ fn port(network: &Network, name: &str, publish: &[Publish]) -> Port {
     port
 }
 
-fn uplink(args: &NetworkArgs) -> Result<Box<dyn Uplink>, Failure> {
-    if let Some(publish) = args.publish.first() {
-        return Err(Failure::new(format!(
-            "--publish {publish}: this favo has no way into its networks yet"
-        )));
+/// The way out, with the ways in bound: a port in use is known before the
+/// machine starts.
+fn uplink(network: &Network, port: &Port, publish: &[Publish]) -> Result<Box<dyn Uplink>, Failure> {
+    let mut nat = Nat::new(NatOptions::of(network))?;
+    for publish in publish {
+        nat.publish(Published {
+            protocol: publish.protocol,
+            address: publish.address,
+            host_port: publish.host_port,
+            port: port.id,
+            v4: port.v4,
+            v6: port.v6,
+            guest_port: publish.guest_port,
+        })
+        .map_err(|error| Failure::new(format!("--publish {publish}: {error}")))?;
     }
-    Ok(Box::new(NoUplink::new()?))
+    Ok(Box::new(nat))
 }
 
 fn capture(file: &Path) -> Result<Capture, Failure> {

@@ -1,10 +1,13 @@
 //! DHCP (RFC 2131, RFC 2132). The address is the port's, for ever: there is
 //! no pool and nothing to remember.
+//!
+//! Replies are written by dhcproto. Requests are not read by it: its decoder
+//! asserts what a client may not keep to, and a guest must not end the plane.
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use dhcproto::v4::{DhcpOption, Message, MessageType, Opcode, OptionCode};
-use dhcproto::{Decodable, Decoder, Encodable, Encoder};
+use dhcproto::v4::{DhcpOption, Flags, Message, MessageType, Opcode};
+use dhcproto::{Encodable, Encoder};
 
 use super::Question;
 use crate::model::GATEWAY_MAC;
@@ -15,8 +18,66 @@ use crate::program::DropReason;
 /// Seconds a lease lasts.
 const LEASE: u32 = 86_400;
 
-/// The longest request looked at, in bytes.
-const MAXIMUM_LENGTH: usize = 2048;
+/// What of a request matters here.
+struct Request {
+    xid: u32,
+    flags: u16,
+    /// The address the client has.
+    current: Ipv4Addr,
+    kind: MessageType,
+    /// The address the client wants.
+    requested: Option<Ipv4Addr>,
+    /// The server the client means.
+    server: Option<Ipv4Addr>,
+}
+
+/// The client can't be answered at its own address yet.
+const BROADCAST_FLAG: u16 = 0x8000;
+
+impl Request {
+    /// Reads a message (RFC 2131, section 2): 236 bytes, the cookie, options
+    /// of code, length and value. Of an option given twice the first counts.
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        const BOOT_REQUEST: u8 = 1;
+        const COOKIE: [u8; 4] = [99, 130, 83, 99];
+        const OPTIONS: usize = 240;
+        let fixed: &[u8; OPTIONS] = bytes.first_chunk()?;
+        let v4 = |at: usize| Ipv4Addr::new(fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]);
+        let relayed = !v4(24).is_unspecified();
+        if fixed[0] != BOOT_REQUEST || fixed[236..] != COOKIE || relayed {
+            return None;
+        }
+        let (mut kind, mut requested, mut server) = (None, None, None);
+        let mut options = &bytes[OPTIONS..];
+        while let [code, rest @ ..] = options {
+            if *code == 0 {
+                options = rest;
+                continue;
+            }
+            if *code == 255 {
+                break;
+            }
+            let (length, rest) = rest.split_first()?;
+            let (value, rest) = rest.split_at_checked(usize::from(*length))?;
+            options = rest;
+            let address = || <[u8; 4]>::try_from(value).ok().map(Ipv4Addr::from);
+            match code {
+                50 => requested = requested.or_else(address),
+                53 => kind = kind.or(value.first().copied()),
+                54 => server = server.or_else(address),
+                _ => {}
+            }
+        }
+        Some(Self {
+            xid: u32::from_be_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]),
+            flags: u16::from_be_bytes([fixed[10], fixed[11]]),
+            current: v4(12),
+            kind: MessageType::from(kind?),
+            requested,
+            server,
+        })
+    }
+}
 
 /// Answers a DHCP client.
 pub(crate) fn dhcp4(
@@ -24,38 +85,27 @@ pub(crate) fn dhcp4(
     ip: &Ip,
     answer: &mut Vec<u8>,
 ) -> Result<(), DropReason> {
-    let bytes = question.datagram(ip)?;
-    if bytes.len() > MAXIMUM_LENGTH {
-        return Err(DropReason::BadRequest);
-    }
-    let request = Message::decode(&mut Decoder::new(bytes)).map_err(|_| DropReason::BadRequest)?;
+    let request = Request::parse(question.datagram(ip)?).ok_or(DropReason::BadRequest)?;
     let program = question.program;
     let (Some(subnet), Some(address)) = (program.network.v4, program.port.v4) else {
         return Err(DropReason::Ignored);
     };
-    if request.opcode() != Opcode::BootRequest || !request.giaddr().is_unspecified() {
-        return Err(DropReason::BadRequest);
-    }
-    let option = |code| request.opts().get(code);
-    if let Some(DhcpOption::ServerIdentifier(server)) = option(OptionCode::ServerIdentifier)
-        && *server != subnet.gateway
+    if request
+        .server
+        .is_some_and(|server| server != subnet.gateway)
     {
         return Err(DropReason::Ignored);
     }
-    let wanted = match option(OptionCode::RequestedIpAddress) {
-        Some(DhcpOption::RequestedIpAddress(wanted)) => Some(*wanted),
-        _ => Some(request.ciaddr()).filter(|ciaddr| !ciaddr.is_unspecified()),
-    };
-    let kind = match request.opts().msg_type() {
-        Some(MessageType::Discover) => MessageType::Offer,
-        Some(MessageType::Request) if wanted.is_none_or(|wanted| wanted == address) => {
-            MessageType::Ack
-        }
-        Some(MessageType::Request) => MessageType::Nak,
-        Some(MessageType::Inform) => MessageType::Ack,
+    let current = Some(request.current).filter(|current| !current.is_unspecified());
+    let wanted = request.requested.or(current);
+    let kind = match request.kind {
+        MessageType::Discover => MessageType::Offer,
+        MessageType::Request if wanted.is_none_or(|wanted| wanted == address) => MessageType::Ack,
+        MessageType::Request => MessageType::Nak,
+        MessageType::Inform => MessageType::Ack,
         _ => return Err(DropReason::Ignored),
     };
-    let inform = request.opts().msg_type() == Some(MessageType::Inform);
+    let inform = request.kind == MessageType::Inform;
 
     let leased = if inform || kind == MessageType::Nak {
         Ipv4Addr::UNSPECIFIED
@@ -63,11 +113,11 @@ pub(crate) fn dhcp4(
         address
     };
     let mut reply = Message::new_with_id(
-        request.xid(),
+        request.xid,
         if kind == MessageType::Nak {
             Ipv4Addr::UNSPECIFIED
         } else {
-            request.ciaddr()
+            request.current
         },
         leased,
         Ipv4Addr::UNSPECIFIED,
@@ -76,7 +126,7 @@ pub(crate) fn dhcp4(
     );
     reply
         .set_opcode(Opcode::BootReply)
-        .set_flags(request.flags());
+        .set_flags(Flags::new(request.flags));
     let options = reply.opts_mut();
     options.insert(DhcpOption::MessageType(kind));
     options.insert(DhcpOption::ServerIdentifier(subnet.gateway));
@@ -108,10 +158,10 @@ pub(crate) fn dhcp4(
         bytes.resize(300, 0);
     }
 
-    let destination = match (kind, request.ciaddr()) {
+    let destination = match (kind, request.current) {
         (MessageType::Nak, _) => Ipv4Addr::BROADCAST,
         (_, ciaddr) if ciaddr == address => ciaddr,
-        _ if request.flags().broadcast() || inform => Ipv4Addr::BROADCAST,
+        _ if request.flags & BROADCAST_FLAG != 0 || inform => Ipv4Addr::BROADCAST,
         _ => address,
     };
     let to = Envelope {

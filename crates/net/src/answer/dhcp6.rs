@@ -1,12 +1,16 @@
 //! DHCPv6 (RFC 8415, RFC 3646). The address is the port's, for ever: there is
 //! no pool and nothing to remember.
+//!
+//! Replies are written by dhcproto. Requests are not read by it, as in
+//! [`super::dhcp4`]; and its decoder follows nested options as deep as a guest
+//! likes.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
-use dhcproto::v6::{DhcpOption, DhcpOptions, IAAddr, IANA, Message, MessageType, OptionCode};
+use dhcproto::v6::{DhcpOption, DhcpOptions, IAAddr, IANA, Message, MessageType};
 use dhcproto::v6::{Status, StatusCode};
-use dhcproto::{Decodable, Decoder, Encodable, Encoder, Name};
+use dhcproto::{Encodable, Encoder, Name};
 
 use super::Question;
 use crate::model::{GATEWAY_LINK_LOCAL, GATEWAY_MAC};
@@ -17,16 +21,107 @@ use crate::program::DropReason;
 /// Seconds an address lasts, and how long it is preferred.
 const LEASE: u32 = 86_400;
 
-/// The longest request looked at, in bytes: options nest, and so does the
-/// reading of them.
-const MAXIMUM_LENGTH: usize = 1500;
+/// The longest name a client may have, in bytes (RFC 8415, section 11.1).
+const MAXIMUM_DUID: usize = 130;
 
-/// The most identity associations answered in a message.
+/// The most identity associations answered in a message, and the most
+/// addresses in one.
 const MAXIMUM_ASSOCIATIONS: usize = 8;
 
 /// The server's name: the gateway's Ethernet address (RFC 8415, section 11.4).
 fn server_id() -> Vec<u8> {
     [&[0, 3, 0, 1][..], &GATEWAY_MAC.0].concat()
+}
+
+/// What of a request matters here.
+struct Request<'a> {
+    kind: MessageType,
+    xid: [u8; 3],
+    client: Option<&'a [u8]>,
+    server: Option<&'a [u8]>,
+    rapid_commit: bool,
+    associations: Vec<Association>,
+}
+
+/// An identity association for non-temporary addresses, with the addresses
+/// the client has or wants.
+struct Association {
+    id: u32,
+    addresses: Vec<Ipv6Addr>,
+}
+
+/// Options of a code, a length and a value (RFC 8415, section 21.1); ends at
+/// the first that is cut off.
+fn options(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let (header, rest) = bytes.split_first_chunk::<4>()?;
+        let [a, b, c, d] = *header;
+        let (value, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes([c, d])))?;
+        bytes = rest;
+        Some((u16::from_be_bytes([a, b]), value))
+    })
+}
+
+impl<'a> Request<'a> {
+    fn parse(bytes: &'a [u8]) -> Option<Self> {
+        const CLIENT_ID: u16 = 1;
+        const SERVER_ID: u16 = 2;
+        const IA_NA: u16 = 3;
+        const RAPID_COMMIT: u16 = 14;
+        let (header, rest) = bytes.split_first_chunk::<4>()?;
+        let [kind, a, b, c] = *header;
+        let mut request = Self {
+            kind: message_type(kind)?,
+            xid: [a, b, c],
+            client: None,
+            server: None,
+            rapid_commit: false,
+            associations: Vec::new(),
+        };
+        for (code, value) in options(rest) {
+            match code {
+                CLIENT_ID if value.len() <= MAXIMUM_DUID => request.client = Some(value),
+                CLIENT_ID => return None,
+                SERVER_ID => request.server = Some(value),
+                RAPID_COMMIT => request.rapid_commit = true,
+                IA_NA if request.associations.len() < MAXIMUM_ASSOCIATIONS => {
+                    request.associations.extend(Association::parse(value));
+                }
+                _ => {}
+            }
+        }
+        Some(request)
+    }
+}
+
+/// What clients send (RFC 8415, section 7.3).
+fn message_type(number: u8) -> Option<MessageType> {
+    Some(match number {
+        1 => MessageType::Solicit,
+        3 => MessageType::Request,
+        4 => MessageType::Confirm,
+        5 => MessageType::Renew,
+        6 => MessageType::Rebind,
+        8 => MessageType::Release,
+        9 => MessageType::Decline,
+        11 => MessageType::InformationRequest,
+        _ => return None,
+    })
+}
+
+impl Association {
+    fn parse(value: &[u8]) -> Option<Self> {
+        const IA_ADDRESS: u16 = 5;
+        // The identifier, two times, options.
+        let (header, rest) = value.split_first_chunk::<12>()?;
+        let addresses = options(rest)
+            .filter(|(code, _)| *code == IA_ADDRESS)
+            .filter_map(|(_, value)| value.first_chunk::<16>().copied().map(Ipv6Addr::from));
+        Some(Self {
+            id: u32::from_be_bytes([header[0], header[1], header[2], header[3]]),
+            addresses: addresses.take(MAXIMUM_ASSOCIATIONS).collect(),
+        })
+    }
 }
 
 /// Answers a DHCPv6 client.
@@ -35,53 +130,43 @@ pub(crate) fn dhcp6(
     ip: &Ip,
     answer: &mut Vec<u8>,
 ) -> Result<(), DropReason> {
-    let bytes = question.datagram(ip)?;
-    if bytes.len() > MAXIMUM_LENGTH {
-        return Err(DropReason::BadRequest);
-    }
-    let request = Message::decode(&mut Decoder::new(bytes)).map_err(|_| DropReason::BadRequest)?;
+    use MessageType::{Advertise, Confirm, Decline, InformationRequest, Rebind, Release};
+    use MessageType::{Renew, Reply, Request as Ask, Solicit};
+    let request = Request::parse(question.datagram(ip)?).ok_or(DropReason::BadRequest)?;
     let program = question.program;
     let (Some(subnet), Some(address)) = (program.network.v6, program.port.v6) else {
         return Err(DropReason::Ignored);
     };
-    let option = |code| request.opts().get(code);
-    let server = match option(OptionCode::ServerId) {
-        Some(DhcpOption::ServerId(id)) => Some(id.as_slice()),
-        _ => None,
-    };
-    use MessageType::{Advertise, Confirm, Decline, InformationRequest, Rebind, Release};
-    use MessageType::{Renew, Reply, Request, Solicit};
-    let ours = server == Some(server_id().as_slice());
-    let kind = match request.msg_type() {
-        Solicit if option(OptionCode::RapidCommit).is_some() => Reply,
+    let ours = request.server == Some(server_id().as_slice());
+    let kind = match request.kind {
+        Solicit if request.rapid_commit => Reply,
         Solicit => Advertise,
-        Request | Renew | Release | Decline if ours => Reply,
+        Ask | Renew | Release | Decline if ours => Reply,
         Confirm | Rebind => Reply,
-        InformationRequest if server.is_none() || ours => Reply,
+        InformationRequest if request.server.is_none() || ours => Reply,
         _ => return Err(DropReason::Ignored),
     };
 
-    let mut reply = Message::new_with_id(kind, request.xid());
+    let mut reply = Message::new_with_id(kind, request.xid);
     let options = reply.opts_mut();
-    match option(OptionCode::ClientId) {
-        Some(client @ DhcpOption::ClientId(_)) => options.insert(client.clone()),
-        _ if request.msg_type() == InformationRequest => {}
-        _ => return Err(DropReason::BadRequest),
+    match request.client {
+        Some(client) => options.insert(DhcpOption::ClientId(client.to_vec())),
+        None if request.kind == InformationRequest => {}
+        None => return Err(DropReason::BadRequest),
     }
     options.insert(DhcpOption::ServerId(server_id()));
-    if kind == Reply && request.msg_type() == Solicit {
+    if kind == Reply && request.kind == Solicit {
         options.insert(DhcpOption::RapidCommit);
     }
-    match request.msg_type() {
+    match request.kind {
         InformationRequest => {}
         Release | Decline => options.insert(status(Status::Success)),
         Confirm => {
-            let on_link = associations(&request)
-                .flat_map(|association| association.opts.iter())
-                .all(|option| match option {
-                    DhcpOption::IAAddr(wanted) => subnet.prefix.contains(&wanted.addr),
-                    _ => true,
-                });
+            let on_link = request
+                .associations
+                .iter()
+                .flat_map(|association| &association.addresses)
+                .all(|wanted| subnet.prefix.contains(wanted));
             options.insert(status(if on_link {
                 Status::Success
             } else {
@@ -89,10 +174,7 @@ pub(crate) fn dhcp6(
             }));
         }
         _ => {
-            for (index, association) in associations(&request)
-                .take(MAXIMUM_ASSOCIATIONS)
-                .enumerate()
-            {
+            for (index, association) in request.associations.iter().enumerate() {
                 // There is one address: the first association has it.
                 let given = (index == 0).then_some(address);
                 options.insert(association_reply(association, given));
@@ -124,17 +206,9 @@ fn status(status: Status) -> DhcpOption {
     })
 }
 
-/// The non-temporary addresses a client asks for.
-fn associations(request: &Message) -> impl Iterator<Item = &IANA> {
-    request.opts().iter().filter_map(|option| match option {
-        DhcpOption::IANA(association) => Some(association),
-        _ => None,
-    })
-}
-
 /// What a client gets for an association; addresses it wants beside are
 /// taken from it (RFC 8415, section 18.3.4).
-fn association_reply(association: &IANA, given: Option<Ipv6Addr>) -> DhcpOption {
+fn association_reply(association: &Association, given: Option<Ipv6Addr>) -> DhcpOption {
     let lease = |addr, seconds| {
         DhcpOption::IAAddr(IAAddr {
             addr,
@@ -147,12 +221,12 @@ fn association_reply(association: &IANA, given: Option<Ipv6Addr>) -> DhcpOption 
     match given {
         Some(address) => {
             opts.insert(lease(address, LEASE));
-            let others = association.opts.iter().filter_map(|option| match option {
-                DhcpOption::IAAddr(wanted) if wanted.addr != address => Some(wanted.addr),
-                _ => None,
-            });
-            for other in others.take(MAXIMUM_ASSOCIATIONS) {
-                opts.insert(lease(other, 0));
+            let others = association
+                .addresses
+                .iter()
+                .filter(|wanted| **wanted != address);
+            for other in others {
+                opts.insert(lease(*other, 0));
             }
         }
         None => opts.insert(status(Status::NoAddrsAvail)),

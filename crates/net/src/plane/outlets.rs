@@ -8,6 +8,7 @@ use crate::model::PortId;
 use crate::packet::ETHERNET_LENGTH;
 use crate::program::Service;
 use crate::queue::{Batch, Queue};
+use crate::segment::Peers;
 use crate::switch::{Outlets, PeerId};
 use crate::uplink::Uplink;
 
@@ -15,10 +16,10 @@ use crate::uplink::Uplink;
 pub(super) struct PlaneOutlets {
     pub(super) guests: BTreeMap<PortId, GuestQueues>,
     pub(super) uplink: Box<dyn Uplink>,
+    /// The other processes of the network.
+    pub(super) peers: Option<Peers>,
     /// Frames for services, taken after each frame that made them.
     pub(super) for_services: Vec<(PortId, Service, Vec<u8>, Offload)>,
-    /// Frames for other processes.
-    pub(super) for_peers: Vec<(Option<PeerId>, Vec<u8>, Offload)>,
 }
 
 /// How many frames for services may gather in a round: services answer
@@ -74,7 +75,9 @@ impl Outlets for PlaneOutlets {
     }
 
     fn peer(&mut self, to: Option<PeerId>, frame: &[u8], offload: Offload) {
-        let _ = (to, frame, offload);
+        if let Some(peers) = &mut self.peers {
+            peers.send(to, frame, offload);
+        }
     }
 }
 

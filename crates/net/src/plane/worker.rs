@@ -9,12 +9,15 @@ use std::time::{Duration, Instant};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
 use super::outlets::{GuestQueues, PlaneOutlets};
+use super::services::Services;
 use super::{PlaneError, Request};
 use crate::model::{Direction, Network, Port, PortId};
 use crate::program::DropReason;
 use crate::program::flow::Milliseconds;
 use crate::queue::{Batch, Queue};
-use crate::switch::{Switch, SwitchError};
+use crate::segment::{PeerEvent, Peers};
+use crate::service::resolver::Resolvers;
+use crate::switch::{PeerPort, Switch, SwitchError, addresses};
 use crate::uplink::Uplink;
 
 /// How many packets are taken from the uplink in a round.
@@ -29,6 +32,8 @@ const ADVERTISE_INTERVAL: Duration = Duration::from_secs(600);
 /// Tells apart what the loop waits for.
 const WAKE: u64 = 0;
 const UPLINK: u64 = 1;
+const RESOLVER: u64 = 2;
+const PEERS: u64 = 3;
 /// A port's queue: this plus its number.
 const FIRST_QUEUE: u64 = 16;
 
@@ -36,6 +41,7 @@ const FIRST_QUEUE: u64 = 16;
 pub(super) struct Worker {
     switch: Switch,
     outlets: PlaneOutlets,
+    services: Services,
     inbox: Receiver<Request>,
     wake: Arc<OwnedFd>,
     epoll: OwnedFd,
@@ -54,6 +60,7 @@ impl Worker {
     pub(super) fn new(
         network: Network,
         uplink: Box<dyn Uplink>,
+        resolvers: Resolvers,
         inbox: Receiver<Request>,
         wake: Arc<OwnedFd>,
     ) -> Result<Self, PlaneError> {
@@ -64,9 +71,10 @@ impl Worker {
             outlets: PlaneOutlets {
                 guests: BTreeMap::new(),
                 uplink,
+                peers: None,
                 for_services: Vec::new(),
-                for_peers: Vec::new(),
             },
+            services: Services::new(resolvers)?,
             inbox,
             wake,
             epoll,
@@ -80,6 +88,7 @@ impl Worker {
         };
         worker.watch(std::os::fd::AsFd::as_fd(&*worker.wake), WAKE)?;
         worker.watch(worker.outlets.uplink.ready(), UPLINK)?;
+        worker.watch(worker.services.ready(), RESOLVER)?;
         Ok(worker)
     }
 
@@ -93,7 +102,11 @@ impl Worker {
     pub(super) fn run(mut self) {
         let mut events: Vec<epoll::Event> = Vec::with_capacity(64);
         loop {
-            let until = self.expire_at.min(self.advertise_at);
+            let now = self.started.elapsed().as_millis() as Milliseconds;
+            let mut until = self.expire_at.min(self.advertise_at);
+            if let Some(deadline) = self.services.deadline(now) {
+                until = until.min(deadline);
+            }
             let wait = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             let wait = rustix::time::Timespec {
                 tv_sec: wait.as_secs() as i64,
@@ -120,10 +133,15 @@ impl Worker {
                         }
                     }
                     UPLINK => self.serve_uplink(now),
+                    PEERS => self.serve_peers(now),
+                    // Served every round.
+                    RESOLVER => {}
                     queue => self.serve_queue(now, queue),
                 }
             }
             self.serve_timers(now);
+            self.services
+                .serve(now, &mut self.switch, &mut self.outlets);
             self.flush();
         }
     }
@@ -192,7 +210,13 @@ impl Worker {
                 Request::SetPort(port, reply) => {
                     let _ = reply.send(self.set_port(*port));
                 }
+                Request::Join(peers, reply) => {
+                    let _ = reply.send(self.join(*peers));
+                }
                 Request::RemovePort(port) => self.remove_port(port),
+                Request::SetMetadata(port, metadata) => {
+                    self.services.set_metadata(&self.switch, port, *metadata);
+                }
                 Request::Counters(port, reply) => {
                     let _ = reply.send(self.counters(port));
                 }
@@ -200,10 +224,68 @@ impl Worker {
                     let trace = self.switch.trace(port, origin, &frame, &Default::default());
                     let _ = reply.send(trace.map(|trace| trace.to_string()));
                 }
+                Request::TraceTo(port, protocol, destination, reply) => {
+                    let traces = self.switch.trace_to(port, protocol, destination);
+                    let _ = reply.send(traces.map(|traces| {
+                        let lines = traces.iter().map(|(id, trace)| {
+                            let name = self.switch.ports().find(|port| port.id == *id);
+                            let name = name.map_or("", |port| port.name.as_str());
+                            format!("at {name}:\n{trace}")
+                        });
+                        lines.collect::<Vec<_>>().join("\n")
+                    }));
+                }
                 Request::Stop => return false,
             }
         }
         true
+    }
+
+    /// Tells everyone who is to know which ports there are.
+    fn ports_changed(&mut self) {
+        self.services.set_names(&self.switch);
+        if let Some(peers) = &mut self.outlets.peers {
+            let ports: Vec<PeerPort> = self
+                .switch
+                .ports()
+                .map(|port| PeerPort {
+                    name: port.name.clone(),
+                    mac: port.mac,
+                    addresses: addresses(port).collect(),
+                })
+                .collect();
+            peers.announce(&ports);
+        }
+    }
+
+    fn join(&mut self, peers: Peers) -> Result<(), PlaneError> {
+        self.watch(peers.ready(), PEERS)?;
+        self.outlets.peers = Some(peers);
+        self.ports_changed();
+        Ok(())
+    }
+
+    /// Takes what came from other processes.
+    fn serve_peers(&mut self, now: Milliseconds) {
+        // Nothing that comes from a peer goes to one.
+        let Some(mut peers) = self.outlets.peers.take() else {
+            return;
+        };
+        let (switch, outlets) = (&mut self.switch, &mut self.outlets);
+        let mut changed = false;
+        peers.serve(|peer, event| match event {
+            PeerEvent::Ports(ports) => {
+                switch.set_peer(peer, ports);
+                changed = true;
+            }
+            PeerEvent::Frame(frame, offload) => {
+                switch.from_peer(now, peer, frame, offload, outlets);
+            }
+        });
+        self.outlets.peers = Some(peers);
+        if changed {
+            self.services.set_names(&self.switch);
+        }
     }
 
     fn add_port(
@@ -228,6 +310,7 @@ impl Worker {
             back.push((Batch::default(), to_guest));
         }
         self.outlets.guests.insert(id, GuestQueues { queues: back });
+        self.ports_changed();
         Ok(())
     }
 
@@ -236,11 +319,15 @@ impl Worker {
             let network = self.switch.network().name.clone();
             return Err(SwitchError::NoPort(network, port.id).into());
         }
-        Ok(self.switch.set_port(port)?)
+        self.switch.set_port(port)?;
+        self.ports_changed();
+        Ok(())
     }
 
     fn remove_port(&mut self, id: PortId) {
         self.switch.remove_port(id);
+        self.services.remove_port(id);
+        self.ports_changed();
         self.outlets.guests.remove(&id);
         let epoll = &self.epoll;
         self.queues.retain(|_, (port, queue)| {

@@ -292,6 +292,12 @@ fn local(network: &Network) -> Layer {
             Action::Answer(Answer::Dhcp6),
         ));
     }
+    // A client of a forward that is the host itself has the gateway's address.
+    rules.push(rule(
+        "an answer to a forwarded client that is the host",
+        vec![Match::Established, destination_in(&gateway)],
+        Pass,
+    ));
     rules.extend([
         rule(
             "echo of the gateway",
@@ -450,14 +456,15 @@ fn route(network: &Network, port_: &Port) -> Layer {
             Drop(DropReason::WrongMac),
         ),
     ];
-    if network.host_loopback {
-        let gateway = gateway_addresses(network);
-        rules.push(rule(
-            "the host's loopback",
-            vec![destination_in(&gateway), Match::DestinationMac(GATEWAY_MAC)],
-            Action::Uplink,
-        ));
-    }
+    // The local layer lets nothing else for the gateway come here.
+    rules.push(rule(
+        "the host itself, in the gateway's name",
+        vec![
+            destination_in(&gateway_addresses(network)),
+            Match::DestinationMac(GATEWAY_MAC),
+        ],
+        Action::Uplink,
+    ));
     rules.push(rule(
         "on the network",
         vec![destination_in(&on_link)],

@@ -1,11 +1,14 @@
 //! Tells a person what happens to a packet, and which rule says so.
 
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 
 use super::oracle::{self, Flows};
 use super::{Action, Decision, Origin, Program, RuleId, Verdict};
 use crate::link::Offload;
-use crate::model::Direction;
+use crate::model::{Direction, GATEWAY_MAC, MacAddress};
+use crate::packet::build::{self, Envelope};
+use crate::packet::{icmp, protocol};
 
 use super::flow::Milliseconds;
 
@@ -105,4 +108,51 @@ impl fmt::Display for Text {
             Action::Deliver => "deliver",
         })
     }
+}
+
+/// The first packet a port's guest would send to `destination`, for a trace:
+/// a TCP SYN, a UDP datagram, or for port 0 an echo request. `None`, if the
+/// port has no address of that family.
+pub fn probe(program: &Program, protocol: u8, destination: SocketAddr) -> Option<Vec<u8>> {
+    let source: IpAddr = match destination {
+        SocketAddr::V4(_) => program.port.v4?.into(),
+        SocketAddr::V6(_) => program.port.v6?.into(),
+    };
+    let target = destination.ip();
+    let next_hop = match target {
+        _ if target.is_multicast() => MacAddress::BROADCAST,
+        _ => program.neighbours.get(target).unwrap_or(GATEWAY_MAC),
+    };
+    let to = Envelope {
+        ethernet: (program.port.mac, next_hop),
+        ip: (source, target),
+    };
+    /// The first of the ports systems choose themselves (RFC 6335).
+    const SOURCE_PORT: u16 = 49_152;
+    const SYN: u8 = 2;
+    let mut frame = Vec::new();
+    match (protocol, source) {
+        (protocol::TCP, _) => {
+            build::tcp_control(
+                &mut frame,
+                to,
+                (SOURCE_PORT, destination.port()),
+                (0, 0),
+                SYN,
+            );
+        }
+        (protocol::UDP, _) => build::udp(&mut frame, to, (SOURCE_PORT, destination.port()), &[]),
+        (_, IpAddr::V4(_)) => {
+            build::icmpv4(&mut frame, to, &[icmp::ECHO_REQUEST_4, 0, 0, 0, 0, 1, 0, 1]);
+        }
+        (_, IpAddr::V6(_)) => {
+            build::icmpv6(
+                &mut frame,
+                to,
+                64,
+                &[icmp::ECHO_REQUEST_6, 0, 0, 0, 0, 1, 0, 1],
+            );
+        }
+    }
+    Some(frame)
 }

@@ -16,6 +16,11 @@ pub trait Engine {
     fn write(&mut self, address: u64, bytes: &[u8]);
     /// Reads data.
     fn read(&mut self, address: u64, bytes: &mut [u8]);
+    /// Arithmetic flags at a fault are exact even where the instructions
+    /// behind it would overwrite them all.
+    fn keeps_flags_at_faults(&self) -> bool {
+        true
+    }
     /// Runs `instructions` instructions, or up to a fault.
     fn run(&mut self, state: &MachineState, instructions: usize) -> Outcome;
 }
@@ -164,8 +169,22 @@ impl Tester<'_> {
             .flat_map(|g| g.bytes.iter().copied())
             .collect();
         let instructions = decode(&bytes);
+        if may_hit_processor(&instructions, state) {
+            return Ok(());
+        }
         self.oracle.load_code(&bytes);
         self.engine.load_code(&bytes);
+        let mut soft = self.engine.run(state, instructions.len());
+        let somewhere_low = |address: &u64| LOW.contains(address);
+        let fault_address = soft.fault.map(|fault| fault.address);
+        if fault_address
+            .iter()
+            .chain([&soft.state.rip])
+            .any(somewhere_low)
+        {
+            self.refill(&mut Random::new(case));
+            return Ok(());
+        }
         let (mut host_state, mut host_fault) = self.oracle.run(state);
         if let Some(fault) = host_fault
             && fault.vector == 14
@@ -182,7 +201,6 @@ impl Tester<'_> {
                 fault: host_fault,
             }
         };
-        let mut soft = self.engine.run(state, instructions.len());
         let mut host = host;
         for outcome in [&mut host, &mut soft] {
             if let Some(fault) = &mut outcome.fault
@@ -200,7 +218,21 @@ impl Tester<'_> {
             return Ok(());
         }
         let mut differences = compare(&instructions, state, &host, &soft);
+        if host.fault.is_some() && !self.engine.keeps_flags_at_faults() {
+            differences.retain(|difference| !difference.starts_with("flags"));
+        }
+        let stack = differences.len();
         self.compare_memory(&mut differences);
+        if host.fault.is_some_and(|fault| fault.vector == 13)
+            && !self.engine.keeps_flags_at_faults()
+            && instructions
+                .iter()
+                .any(|i| i.flow_control() == FlowControl::IndirectCall)
+        {
+            // A call to no address has written below the stack already.
+            differences.truncate(stack);
+            self.refill(&mut Random::new(case));
+        }
         if instructions
             .iter()
             .any(|i| undefined::result(i, state.gpr[1]))
@@ -251,6 +283,48 @@ impl Tester<'_> {
             offset += size;
         }
     }
+}
+
+/// Where the processor under test keeps itself: `crate::low`. The host's
+/// instruction must not touch it.
+const LOW: std::ops::Range<u64> = 0x4000_0000..0x8000_0000;
+
+/// Only truncated addresses come there by chance.
+fn may_hit_processor(instructions: &[Instruction], state: &MachineState) -> bool {
+    let truncated = |i: &Instruction| i.memory_base().is_gpr32() || i.memory_index().is_gpr32();
+    let register = |register: iced_x86::Register, element: usize, size: usize| {
+        if register.is_vector_register() {
+            let bytes = &state.fpu.ymm[register.number() % 16];
+            let at = (element * size).min(32 - size);
+            let mut value = [0; 8];
+            value[..size].copy_from_slice(&bytes[at..at + size]);
+            return Some(u64::from_le_bytes(value));
+        }
+        if register.is_segment_register() {
+            return Some(0);
+        }
+        let number = register.full_register().number() % 16;
+        let value = state.gpr[number];
+        Some(if register.size() == 4 {
+            value & 0xffff_ffff
+        } else {
+            value
+        })
+    };
+    instructions.iter().enumerate().any(|(n, instruction)| {
+        truncated(instruction) && n > 0
+            || (0..instruction.op_count())
+                .filter(|n| instruction.op_kind(*n) == iced_x86::OpKind::Memory)
+                .any(|operand| {
+                    (0..8).any(|element| {
+                        instruction
+                            .virtual_address(operand, element, register)
+                            .is_some_and(|address| {
+                                LOW.contains(&(address & 0xffff_ffff)) && address >> 32 == 0
+                            })
+                    })
+                })
+    })
 }
 
 fn decode(bytes: &[u8]) -> Vec<Instruction> {

@@ -1,8 +1,6 @@
 //! The interpreter as an [`Engine`]: a processor in user mode whose page
 //! tables map the test's pages where the oracle has them.
 
-use std::sync::Arc;
-
 use favo_accel::cpuid::{CpuidTable, host};
 use favo_accel::{GuestMemory, MemoryBacking, PartitionConfig};
 use favo_types::{ByteCount, GuestAddress};
@@ -12,6 +10,7 @@ use super::{
     READ_WRITE, START, surrounded,
 };
 use crate::cpu::{Cpu, Segment, cr0, cr4, efer};
+use crate::low::LowBox;
 use crate::native::{self, ExtendedState};
 use crate::partition::Shared;
 use crate::trap::{Exception, Trap};
@@ -36,26 +35,55 @@ const USER_DATA: u16 = 0x2b;
 
 /// A processor and its memory.
 pub struct Interpreter {
-    cpu: Box<Cpu>,
+    cpu: LowBox<Cpu>,
     memory: GuestMemory,
     code_length: usize,
+    translates: bool,
 }
 
 impl Interpreter {
     /// A processor with every feature that the host has and favo implements.
-    pub fn new() -> Result<Self, favo_accel::MemoryError> {
+    pub fn new() -> Result<Self, Box<dyn std::error::Error>> {
         let memory = GuestMemory::new(
             &[(GuestAddress(0), ByteCount::mib(1))],
             MemoryBacking::Anonymous,
         )?;
         map_pages(&memory)?;
-        let mut cpu = Box::new(processor(memory.clone()));
+        let mut cpu = processor(memory.clone())?;
         enter_user_mode(&mut cpu);
         Ok(Self {
             cpu,
             memory,
             code_length: 0,
+            translates: false,
         })
+    }
+
+    /// The same, and everything is translated at once.
+    pub fn translating() -> Result<Self, Box<dyn std::error::Error>> {
+        let mut new = Self::new()?;
+        new.cpu.translator.set_threshold(0);
+        new.translates = true;
+        Ok(new)
+    }
+
+    /// Runs units until RIP leaves the code or something traps. The
+    /// breakpoint behind the code is its end.
+    fn run_units(&mut self, most: usize, end: u64) -> Option<Fault> {
+        let cpu = &mut *self.cpu;
+        for _ in 0..most {
+            if !(START..end).contains(&cpu.rip) {
+                break;
+            }
+            match cpu.run_one_unit() {
+                Ok(()) | Err(Trap::EndBlock) => {}
+                Err(Trap::Exception(Exception::Breakpoint)) if cpu.rip == end + 1 => {
+                    cpu.rip = end;
+                }
+                Err(trap) => return Some(describe(cpu, trap)),
+            }
+        }
+        None
     }
 
     /// Whether the decoder knows the instruction in `bytes`.
@@ -120,9 +148,9 @@ fn host_cpuid() -> CpuidTable {
     table
 }
 
-fn processor(memory: GuestMemory) -> Cpu {
+fn processor(memory: GuestMemory) -> std::io::Result<LowBox<Cpu>> {
     let config = PartitionConfig { vcpus: 1, memory };
-    Cpu::new(0, host_cpuid(), Arc::new(Shared::new(config)))
+    Cpu::new(0, host_cpuid(), Shared::start(config)?)
 }
 
 fn enter_user_mode(cpu: &mut Cpu) {
@@ -164,6 +192,10 @@ impl Engine for Interpreter {
         debug_assert!(read.is_ok());
     }
 
+    fn keeps_flags_at_faults(&self) -> bool {
+        !self.translates
+    }
+
     fn run(&mut self, before: &MachineState, instructions: usize) -> Outcome {
         let cpu = &mut *self.cpu;
         cpu.gpr[..16].copy_from_slice(&before.gpr);
@@ -172,9 +204,13 @@ impl Engine for Interpreter {
         cpu.extended = ExtendedState::from(&before.fpu);
         let end = START + self.code_length as u64;
         let mut fault = None;
+        if self.translates {
+            fault = self.run_units(instructions * 256, end);
+        }
+        let cpu = &mut *self.cpu;
         // A string instruction may take several steps; none takes this many.
         for _ in 0..instructions * 256 {
-            if !(START..end).contains(&cpu.rip) {
+            if self.translates || !(START..end).contains(&cpu.rip) {
                 break;
             }
             match cpu.run_one() {

@@ -37,6 +37,7 @@ pub(crate) fn prepare(
         return Some(handler);
     }
     if let Some(handler) = x87::control_handler(instruction) {
+        [operation.first, operation.second] = x87::opcode(bytes).to_le_bytes();
         return Some(handler);
     }
     if let Some(handler) = vector_special::prepare(instruction, operation) {

@@ -216,14 +216,24 @@ fn selected(mask: &[u8; 32], n: usize, size: usize) -> bool {
     mask[n * size + size - 1] & 0x80 != 0
 }
 
+/// The linear address of what lies `offset` bytes into the memory operand: an
+/// address of 32 bits wraps there, as the host has it.
+fn part(cpu: &Cpu, operation: &Operation, offset: usize, size: usize, write: bool) -> Exec<u64> {
+    let part = Operation {
+        displacement: operation.displacement.wrapping_add(offset as u64),
+        ..*operation
+    };
+    cpu.address(&part, size, write)
+}
+
 fn masked_load(cpu: &mut Cpu, operation: &Operation) -> Exec {
     cpu.check_avx()?;
     let (size, count) = elements(operation);
     let mask = cpu.extended.ymm[usize::from(operation.second & 15)];
-    let address = cpu.address(operation, size * count, false)?;
+    cpu.address(operation, size * count, false)?;
     let mut result = [0; 32];
     for n in (0..count).filter(|n| selected(&mask, *n, size)) {
-        let at = address.wrapping_add((n * size) as u64);
+        let at = part(cpu, operation, n * size, size, false)?;
         cpu.read_pieces(
             at,
             &mut result[n * size..][..size],
@@ -240,13 +250,14 @@ fn masked_store(cpu: &mut Cpu, operation: &Operation) -> Exec {
     let (size, count) = elements(operation);
     let mask = cpu.extended.ymm[usize::from(operation.second & 15)];
     let data = cpu.extended.ymm[usize::from(operation.first & 15)];
-    let address = cpu.address(operation, size * count, true)?;
+    cpu.address(operation, size * count, true)?;
     let access = Cpu::operand_access(operation);
     for n in (0..count).filter(|n| selected(&mask, *n, size)) {
-        cpu.check_writable(address.wrapping_add((n * size) as u64), size, access)?;
+        let at = part(cpu, operation, n * size, size, true)?;
+        cpu.check_writable(at, size, access)?;
     }
     for n in (0..count).filter(|n| selected(&mask, *n, size)) {
-        let at = address.wrapping_add((n * size) as u64);
+        let at = part(cpu, operation, n * size, size, true)?;
         cpu.write_pieces(at, &data[n * size..][..size], access)?;
     }
     cpu.advance(operation);

@@ -29,7 +29,7 @@ pub(crate) fn native_handler(form: &Form, bytes: &[u8], operation: &mut Operatio
 
 /// The opcode as FOP has it: the low three bits of the first byte, and the
 /// second byte. No prefix looks like a first byte.
-fn opcode(bytes: &[u8]) -> u16 {
+pub(crate) fn opcode(bytes: &[u8]) -> u16 {
     let Some(first) = bytes.iter().position(|byte| byte & 0xf8 == 0xd8) else {
         return 0;
     };
@@ -219,8 +219,10 @@ fn wait(cpu: &mut Cpu, operation: &Operation) -> Exec {
     Ok(())
 }
 
+/// The one control instruction that shows in the instruction pointer.
 fn fnop(cpu: &mut Cpu, operation: &Operation) -> Exec {
     cpu.check_waiting_x87()?;
+    cpu.note_x87(operation, false);
     cpu.advance(operation);
     Ok(())
 }

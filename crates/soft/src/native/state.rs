@@ -36,6 +36,9 @@ const _: () = assert!(size_of::<X87Image>() == 512);
 pub struct ExtendedState {
     /// x87 and MMX.
     pub x87: X87Image,
+    /// The header of an XSAVE area that ends here, for XSAVE and XRSTOR of
+    /// nothing but x87.
+    pub(crate) header: [u64; 8],
     /// YMM0 to YMM15; the low halves are XMM0 to XMM15.
     pub ymm: [[u8; 32]; 16],
     /// The guest's MXCSR.
@@ -98,6 +101,7 @@ impl From<&FpuState> for ExtendedState {
                 st,
                 scratch: [0; 352],
             },
+            header: [1, 0, 0, 0, 0, 0, 0, 0],
             ymm: state.ymm,
             mxcsr: state.mxcsr & MXCSR_VALID,
             mxcsr_in: MXCSR_DEFAULT,

@@ -1,0 +1,91 @@
+//! Memory for translated code: mapped once to write and once, in low memory,
+//! to execute. No page is ever both.
+
+use crate::low::LowMemory;
+
+/// Code is handed out from the beginning; when it is used up all of it is
+/// given back at once.
+pub(super) struct CodeMemory {
+    write: *mut u8,
+    execute: LowMemory,
+    capacity: usize,
+    used: usize,
+}
+
+// SAFETY: the mappings are owned, and written only through `&mut self`.
+unsafe impl Send for CodeMemory {}
+
+/// Blocks start at multiples of this.
+const ALIGNMENT: usize = 16;
+
+impl CodeMemory {
+    pub(super) fn new(capacity: usize) -> std::io::Result<Self> {
+        let (execute, write) = LowMemory::executable(capacity)?;
+        Ok(Self {
+            write,
+            execute,
+            capacity,
+            used: 0,
+        })
+    }
+
+    fn start(&self) -> u32 {
+        self.execute.start() as u32
+    }
+
+    /// Where the next code will lie.
+    pub(super) fn next(&self) -> u32 {
+        self.start() + self.used.next_multiple_of(ALIGNMENT) as u32
+    }
+
+    /// Bytes in use.
+    pub(super) fn used(&self) -> usize {
+        self.used
+    }
+
+    /// Puts code at [`CodeMemory::next`]. False if it does not fit.
+    pub(super) fn publish(&mut self, code: &[u8]) -> bool {
+        let start = self.used.next_multiple_of(ALIGNMENT);
+        if start + code.len() > self.capacity {
+            return false;
+        }
+        // SAFETY: inside the mapping, and nobody executes what was not handed
+        // out yet.
+        unsafe {
+            std::ptr::copy_nonoverlapping(code.as_ptr(), self.write.add(start), code.len());
+        }
+        self.used = start + code.len();
+        true
+    }
+
+    /// Changes code that is not executing: the only thread that could is here.
+    pub(super) fn patch(&mut self, address: u32, bytes: &[u8]) {
+        let offset = address.wrapping_sub(self.start()) as usize;
+        if offset.saturating_add(bytes.len()) > self.used {
+            debug_assert!(false, "a patch outside the code");
+            return;
+        }
+        // SAFETY: inside what was handed out.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.write.add(offset), bytes.len());
+        }
+    }
+
+    /// Makes the jump whose distance lies at `site` lead to `target`.
+    pub(super) fn link(&mut self, site: u32, target: u32) {
+        let distance = target.wrapping_sub(site + 4);
+        self.patch(site, &distance.to_le_bytes());
+    }
+
+    /// Gives back everything behind an address.
+    pub(super) fn truncate(&mut self, end: u32) {
+        self.used = (end - self.start()) as usize;
+    }
+}
+
+impl Drop for CodeMemory {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours.
+        unsafe { libc::munmap(self.write.cast(), self.capacity) };
+    }
+}
