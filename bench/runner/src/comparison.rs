@@ -15,11 +15,15 @@ const CLOCK_TOLERANCE: f64 = 0.10;
 /// What a console's delay can make of that in seconds, in a short run.
 const CONSOLE_DELAY: f64 = 0.05;
 
+/// The load from which on others disturb the measurement.
+const BUSY: f64 = 0.5;
+
 /// Runs as they come in.
 pub struct Comparison {
     wanted: Vec<String>,
     pieces: BTreeMap<String, BTreeMap<Machine, Piece>>,
     problems: Vec<String>,
+    host_load: Option<f64>,
 }
 
 /// One piece on one machine, over the rounds.
@@ -37,6 +41,8 @@ pub struct Report {
     qemu: String,
     kernel: String,
     host_cpu: String,
+    /// When the first round began; the measured machines aren't in it.
+    host_load: Option<f64>,
     cpus: u32,
     scale: f64,
     rounds: u32,
@@ -71,7 +77,16 @@ impl Comparison {
             wanted: wanted.to_vec(),
             pieces: BTreeMap::new(),
             problems: Vec::new(),
+            host_load: host_load(),
         }
+    }
+
+    /// What makes the figures of this host doubtful, though not wrong.
+    pub fn warning(&self) -> Option<String> {
+        let load = self.host_load.filter(|load| *load >= BUSY)?;
+        Some(format!(
+            "the host is busy with other work (load {load:.1}): figures will be noisy, ratios too"
+        ))
     }
 
     /// Takes in a run of `machine`, or why there is none.
@@ -124,6 +139,7 @@ impl Comparison {
             qemu: machine::qemu_version(),
             kernel: setup.kernel.display().to_string(),
             host_cpu: host_cpu(),
+            host_load: self.host_load,
             cpus: setup.cpus,
             scale: setup.scale,
             rounds,
@@ -221,6 +237,12 @@ fn geometric_mean(ratios: impl Iterator<Item = f64>) -> Option<f64> {
         .then(|| (logarithms.iter().sum::<f64>() / logarithms.len() as f64).exp())
 }
 
+/// Processes that want to run, averaged over the last minute.
+fn host_load() -> Option<f64> {
+    let load = std::fs::read_to_string("/proc/loadavg").ok()?;
+    load.split(' ').next()?.parse().ok()
+}
+
 fn host_cpu() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     info.lines()
@@ -267,8 +289,14 @@ impl fmt::Display for Report {
         }
         write!(
             out,
-            "seconds, medians of {}; scale {}, {} vCPU; {}; {}; host CPU {}",
-            self.rounds, self.scale, self.cpus, self.favo, self.qemu, self.host_cpu
+            "seconds, medians of {}; scale {}, {} vCPU; {}; {}; host CPU {}, load {} before",
+            self.rounds,
+            self.scale,
+            self.cpus,
+            self.favo,
+            self.qemu,
+            self.host_cpu,
+            number(self.host_load, 1)
         )
     }
 }

@@ -118,6 +118,9 @@ fn run(args: &Args) -> Result<ExitCode, Error> {
     };
 
     let mut comparison = Comparison::new(&args.only);
+    if let Some(warning) = comparison.warning() {
+        eprintln!("bench: warning: {warning}");
+    }
     for round in 1..=args.rounds {
         for &machine in &args.on {
             eprintln!("bench: round {round} of {}: {machine}", args.rounds);
