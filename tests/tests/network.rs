@@ -1,7 +1,10 @@
 //! The network a machine has of itself: addresses, the gateway, captures.
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use favo_e2e::favo;
 
@@ -133,7 +136,7 @@ fn what_a_network_can_not_be_is_refused_before_the_machine_starts() {
     let kernel = ["run", "--kernel", kernel.to_str().unwrap()];
     for (arguments, reason) in [
         (&["--mtu", "1000"][..], "1280..=65520"),
-        (&["--network", "vmbr0"], "possible values: user, none"),
+        (&["--network", "a_b"], "no network"),
         (&["--pcap", "/no/such/directory/x"], "/no/such/directory/x"),
         (
             &["--network", "none", "--pcap", "x"],
@@ -152,4 +155,67 @@ fn what_a_network_can_not_be_is_refused_before_the_machine_starts() {
     }
     // The machine itself is all right.
     assert!(run(state, &kernel).status.success());
+}
+
+/// A guest that serves a page, and what fetches it.
+#[test]
+fn a_published_port_answers_and_the_guest_reaches_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path();
+    if !build(state) {
+        return;
+    }
+    // A port that is free now; somebody else may take it, hardly ever.
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    let taken = run(
+        state,
+        &[
+            "run",
+            "--publish",
+            &format!("127.0.0.1:{port}:80"),
+            "minimal",
+            "--",
+            "true",
+        ],
+    );
+    assert_eq!(taken.status.code(), Some(125));
+    contains_all(&String::from_utf8_lossy(&taken.stderr), &["is in use"]);
+    drop(free);
+
+    let mut server = favo(state)
+        .args(["run", "--accel", "soft", "--publish"])
+        .arg(format!("127.0.0.1:{port}:80"))
+        .args(["minimal", "--", "sh", "-c"])
+        .arg("mkdir /www; echo a page >/www/index.html; httpd -f -p 80 -h /www")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let pages: Vec<String> = (0..20).map(|_| fetch(port)).collect();
+    server.kill().unwrap();
+    server.wait().unwrap();
+    for page in pages {
+        contains_all(&page, &["200 OK", "a page"]);
+    }
+}
+
+/// The page a server gives, waiting for the server to be there.
+fn fetch(port: u16) -> String {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let answer = TcpStream::connect(("127.0.0.1", port)).and_then(|mut stream| {
+            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+            stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        });
+        match answer {
+            Ok(answer) if !answer.is_empty() => return answer,
+            // The guest has not come so far.
+            other => assert!(Instant::now() < deadline, "{other:?}"),
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }

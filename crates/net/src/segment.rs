@@ -98,7 +98,7 @@ pub struct Membership {
 }
 
 /// Whether a name can be a file's and a host's (RFC 1123, section 2.1).
-fn is_name(name: &str) -> bool {
+pub fn is_name(name: &str) -> bool {
     (1..=63).contains(&name.len())
         && name
             .bytes()

@@ -274,7 +274,7 @@ impl Cpu {
 
     /// The block at RIP.
     #[inline(always)]
-    fn next_block(&mut self) -> Exec<*const Block> {
+    pub(crate) fn next_block(&mut self) -> Exec<*const Block> {
         let linear = self.rip.wrapping_add(self.bases[1]);
         let mode = self.code_size as u64 | if self.cpl == 3 { 4 } else { 0 };
         match self.cache.near(linear, mode) {

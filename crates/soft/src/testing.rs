@@ -150,6 +150,12 @@ impl TestCpu {
         self
     }
 
+    /// Translates the code at RIP: where its host code lies, and its bytes.
+    pub fn translation(&mut self) -> Option<(u64, Vec<u8>)> {
+        self.translate_at_once();
+        self.cpu.translate_here()
+    }
+
     /// Runs one instruction.
     pub fn step(&mut self) -> Exec {
         match self.cpu.run_one() {

@@ -533,6 +533,16 @@ impl Cpu {
         Some(unit)
     }
 
+    /// The host code of the block at RIP, for people to look at.
+    #[cfg(any(test, feature = "difftest"))]
+    pub(crate) fn translate_here(&mut self) -> Option<(u64, Vec<u8>)> {
+        let block = self.next_block().ok()?;
+        let unit = self.unit_of(block)?;
+        let machine = self.translator.machine.as_ref()?;
+        let start = machine.units[unit as usize].far_entry;
+        Some((start.into(), machine.code.read(start)))
+    }
+
     /// The block and those that follow it when its jumps are not taken, if
     /// those run about as often.
     fn follow(&self, physical: u64, head: Rc<Block>) -> Vec<(u32, Rc<Block>)> {

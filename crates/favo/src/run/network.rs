@@ -1,10 +1,13 @@
 //! The network of a machine: `--network`, `--mtu`, `--pcap`, `--publish`.
 //!
-//! A machine is alone on its network: a plane with one port. The plane lives
-//! as long as the [`Attachment`], which therefore outlives the machine.
+//! Each machine has a plane with one port; planes of machines on a network
+//! with a name find each other in a directory. The plane lives as long as the
+//! [`Attachment`], which therefore outlives the machine.
 
+use std::fs::File;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use favo_devices::virtio::net::NetSpec;
 use favo_net::link::Link;
@@ -12,6 +15,7 @@ use favo_net::model::{Forward, MacAddress, Network, Port, PortId};
 use favo_net::nat::{Nat, NatOptions, Published};
 use favo_net::pcap::Capture;
 use favo_net::plane::Plane;
+use favo_net::segment::{self, Peers, SegmentError};
 use favo_net::uplink::Uplink;
 use favo_vmm::machine::CardSpec;
 
@@ -30,21 +34,42 @@ const HOST_NUMBER: u32 = 2;
 const MOST_QUEUES: u32 = 4;
 
 /// Which network the machine is on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Choice {
     /// A network of its own, which reaches what you reach.
-    #[default]
     User,
     /// No network card.
     None,
+    /// A network that others may be on, too; it reaches what you reach.
+    Shared(String),
+}
+
+impl FromStr for Choice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "user" => Ok(Self::User),
+            "none" => Ok(Self::None),
+            name if segment::is_name(name) => Ok(Self::Shared(name.to_owned())),
+            other => Err(format!(
+                "'{other}' is no network: user (the machine reaches what you reach), none, or a \
+                 name of 1 to 63 letters, digits and hyphens that others on it give, too"
+            )),
+        }
+    }
 }
 
 /// What `favo run` is told of networks.
 #[derive(clap::Args)]
 pub struct NetworkArgs {
-    /// The network: user (the machine reaches what you reach) or none.
-    #[arg(long, value_enum, default_value_t, value_name = "NETWORK")]
+    /// The network: user (the machine reaches what you reach), none, or a name: all machines that
+    /// are started with it reach each other, by name, and what you reach.
+    #[arg(long, default_value = "user", value_name = "NETWORK")]
     network: Choice,
+    /// What the machine is called on its network; the image's name if left out.
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
     /// The longest packet on the network, in bytes: 1280 to 65520.
     #[arg(long, value_name = "BYTES", default_value_t = 1500,
           value_parser = clap::value_parser!(u16).range(1280..=65520))]
@@ -57,10 +82,62 @@ pub struct NetworkArgs {
     publish: Vec<Publish>,
 }
 
-/// A machine's place on its network.
+/// A machine's plug in its network.
+#[derive(Default)]
 pub struct Attachment {
     /// Ends with this value.
     _plane: Option<Plane>,
+    /// Keeps the machine's name on a shared network.
+    _lock: Option<File>,
+}
+
+/// A machine's place on a network: who it is there.
+struct Place {
+    network: Network,
+    mtu: u16,
+    mac: MacAddress,
+    v4: Option<Ipv4Addr>,
+    /// Nobody else is on the network.
+    alone: bool,
+    peers: Option<Peers>,
+    lock: Option<File>,
+}
+
+impl Place {
+    fn take(choice: &Choice, name: &str, mtu: u16) -> Result<Self, Failure> {
+        let Choice::Shared(shared) = choice else {
+            let network = Network::named(NAME, mtu);
+            let v4 = network
+                .v4
+                .map(|subnet| Ipv4Addr::from(u32::from(subnet.prefix.network()) + HOST_NUMBER));
+            return Ok(Self {
+                network,
+                mtu,
+                mac: MAC,
+                v4,
+                alone: true,
+                peers: None,
+                lock: None,
+            });
+        };
+        let networks = favo_image::state_directory()?.join("networks");
+        let membership = segment::join(&networks, shared, name, mtu).map_err(|error| {
+            let hint = match error {
+                SegmentError::Running(..) => "; --name NAME gives it another",
+                _ => "",
+            };
+            Failure::new(format!("--network {shared}: {error}{hint}"))
+        })?;
+        Ok(Self {
+            mtu: membership.network.mtu,
+            network: membership.network,
+            mac: membership.lease.mac,
+            v4: membership.lease.v4,
+            alone: false,
+            peers: Some(membership.peers),
+            lock: Some(membership.lock),
+        })
+    }
 }
 
 /// Makes the network and plugs the machine in: its cards, and what must live
@@ -82,17 +159,21 @@ pub fn attach(
                 file.display()
             )));
         }
-        return Ok((Attachment { _plane: None }, Vec::new()));
+        return Ok((Attachment::default(), Vec::new()));
     }
-    let network = Network::named(NAME, args.mtu);
-    let port = port(&network, name, &args.publish);
-    let uplink = uplink(&network, &port, &args.publish)?;
-    let plane = Plane::start(network, uplink)?;
+    let name = args.name.as_deref().unwrap_or(name);
+    let place = Place::take(&args.network, name, args.mtu)?;
+    let port = port(&place, name, &args.publish);
+    let uplink = uplink(&place.network, &port, &args.publish)?;
+    let plane = Plane::start(place.network, uplink)?;
     let queues = cpus.clamp(1, MOST_QUEUES) as usize;
     let links = plane
         .add_port(port, queues)?
         .into_iter()
         .map(|link| Box::new(link) as Box<dyn Link>);
+    if let Some(peers) = place.peers {
+        plane.join(peers)?;
+    }
     let links = match &args.pcap {
         Some(file) => {
             let capture = capture(file)?;
@@ -101,22 +182,22 @@ pub fn attach(
         None => links.collect(),
     };
     let card = NetSpec {
-        mtu: args.mtu,
-        ..NetSpec::new(MAC.0)
+        mtu: place.mtu,
+        ..NetSpec::new(place.mac.0)
     };
     let attachment = Attachment {
         _plane: Some(plane),
+        _lock: place.lock,
     };
     Ok((attachment, vec![CardSpec { card, links }]))
 }
 
-fn port(network: &Network, name: &str, publish: &[Publish]) -> Port {
-    let v4 = network
-        .v4
-        .map(|subnet| Ipv4Addr::from(u32::from(subnet.prefix.network()) + HOST_NUMBER));
-    let mut port = Port::new(network, PORT, name, MAC, v4);
-    // Alone on its network, the guest takes nobody's address.
-    port.allow_own_ipv6(network);
+fn port(place: &Place, name: &str, publish: &[Publish]) -> Port {
+    let mut port = Port::new(&place.network, PORT, name, place.mac, place.v4);
+    if place.alone {
+        // The guest takes nobody's address.
+        port.allow_own_ipv6(&place.network);
+    }
     port.forwards = publish
         .iter()
         .map(|publish| Forward {

@@ -77,6 +77,15 @@ impl CodeMemory {
         self.patch(site, &distance.to_le_bytes());
     }
 
+    /// What lies from an address on.
+    #[cfg(any(test, feature = "difftest"))]
+    pub(super) fn read(&self, address: u32) -> Vec<u8> {
+        let offset = address.wrapping_sub(self.start()) as usize;
+        let length = self.used.saturating_sub(offset);
+        // SAFETY: inside what was handed out.
+        unsafe { std::slice::from_raw_parts(self.write.add(offset), length) }.to_vec()
+    }
+
     /// Gives back everything behind an address.
     pub(super) fn truncate(&mut self, end: u32) {
         self.used = (end - self.start()) as usize;
