@@ -78,6 +78,25 @@ fn what_a_cable_loses_or_reorders_is_sent_to_the_guest_again() {
 }
 
 #[test]
+fn what_a_cable_loses_of_the_guest_is_not_acknowledged() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let server = std::thread::spawn(move || {
+        let mut all = Vec::new();
+        listener.accept().unwrap().0.read_to_end(&mut all).unwrap();
+        all
+    });
+    let sent = pattern(200_000);
+    let mut guest = Guest::new(nat());
+    guest.trouble = 20;
+    let id = guest.connect(GATEWAY.into(), port, 40_000);
+    guest.exchange(id, &sent, 0);
+    assert!(guest.lost > 0);
+    assert!(server.join().unwrap() == sent);
+    assert_clean(&guest.nat);
+}
+
+#[test]
 fn a_port_nobody_listens_at_resets_the_guest() {
     let port = TcpListener::bind("127.0.0.1:0")
         .unwrap()

@@ -197,7 +197,7 @@ impl Guest {
                 };
                 socket.recv(take).unwrap();
             }
-            got.len() >= want && guest.nat.flows() == 0
+            at == sent.len() && got.len() >= want && guest.nat.flows() == 0
         });
         got
     }
