@@ -54,6 +54,8 @@ const TCP_LIMIT: usize = 4096;
 const DATAGRAM_LIMIT: usize = 512;
 /// Connections taken from a listener before others have their turn.
 const ACCEPT_BUDGET: usize = 64;
+/// Clients of a published port that may look the same to a guest.
+const ALIKE: u16 = 16;
 /// Tokens of what isn't a flow.
 const WAKE: u64 = 0;
 const TIMER: u64 = 1;
@@ -717,6 +719,36 @@ impl Nat {
         true
     }
 
+    /// The name of a published conversation, and whether it goes on already.
+    /// Clients that look the same to the guest, at the gateway's address, are
+    /// told apart by port numbers that follow the first one's, the same for
+    /// each datagram; `None` when too many look the same.
+    fn published_key(
+        &self,
+        mut key: Key,
+        listener: u64,
+        client: SocketAddr,
+    ) -> Option<(Key, bool)> {
+        let mut free = None;
+        let first = key.peer.port();
+        for step in 0..ALIKE {
+            key.peer.set_port(first.wrapping_add(step).max(1));
+            let Some(flow) = self.by_key.get(&key).and_then(|t| self.flows.get(t)) else {
+                free = free.or(Some(key));
+                continue;
+            };
+            if let Kind::Datagrams(Datagrams {
+                socket: Socket::Published(from, of),
+                ..
+            }) = &flow.kind
+                && (*from, *of) == (listener, client)
+            {
+                return Some((key, true));
+            }
+        }
+        free.map(|key| (key, false))
+    }
+
     /// Takes one datagram; whether there may be more.
     fn receive_published(&mut self, listener: u64, now: Instant) -> bool {
         let Some(Listener { socket, published }) = self.listeners.get(&listener) else {
@@ -736,7 +768,11 @@ impl Nat {
             self.out.counters.refused_address += 1;
             return true;
         };
-        if !self.by_key.contains_key(&key) {
+        let Some((key, known)) = self.published_key(key, listener, client) else {
+            self.out.counters.table_full += 1;
+            return true;
+        };
+        if !known {
             if !self.has_room(&key) {
                 return true;
             }
