@@ -22,81 +22,35 @@ mod emit;
 mod encoding;
 mod flow;
 mod form;
+mod machine;
 mod perf_map;
+mod special;
 mod thunk;
 mod unit;
 
-use std::collections::HashMap;
 use std::rc::Rc;
 
-use assembler::Assembler;
-use code::CodeMemory;
-use emit::Context;
 use flow::Undo;
 pub(crate) use form::flags as flags_of;
+pub(crate) use machine::JUMP_MASK;
+use machine::{Machine, OFFSETS, Unit, empty_key, jump_index};
+use thunk::NO_UNDO;
 pub(crate) use thunk::{Hot, Return, initial};
-use thunk::{NO_UNDO, Places, Thunks};
 
 use crate::cache::Block;
 use crate::cpu::{CodeSize, Cpu, cr0, cr4};
-use crate::low::{LowBox, address};
 use crate::mmu::Translation;
 use crate::native::MXCSR_MASKS;
 use crate::trap::Exec;
 
-/// Bytes of code a processor keeps.
-const CODE_BYTES: usize = 64 << 20;
 /// How often a block is interpreted before it is translated.
 const THRESHOLD: u32 = 12;
 /// The most blocks in a unit.
 const MOST_BLOCKS: usize = 6;
 
-/// Bits of a linear address that make an index in the jump table: nine of the
-/// offset in the page (functions begin at multiples of 16, and two calls
-/// hardly ever return to the same eight bytes), seven of the page.
-pub(crate) const JUMP_MASK: u64 = 0x7_fff8;
-/// Indices that one page has.
-const OFFSETS: usize = 512;
-const JUMPS: usize = 1 << 16;
-
 /// How modes are counted: a translation table and whether vector instructions
 /// may run as they are.
 const VARIANTS: usize = 6;
-
-/// Where jumps lead, by linear address.
-#[repr(C)]
-struct JumpTable {
-    /// The linear address, negated, so that adding the target gives zero.
-    keys: [u64; JUMPS],
-    /// Code for it.
-    codes: [u64; JUMPS],
-}
-
-/// A jump inside a page.
-#[derive(Clone, Copy, Debug)]
-struct Edge {
-    site: u32,
-    stub: u32,
-    /// The unit it leaves.
-    from: u32,
-    plain: bool,
-    linked: bool,
-}
-
-/// Translated code.
-struct Unit {
-    key: u64,
-    /// For jumps inside the page.
-    entry: u32,
-    /// For jumps by linear address.
-    far_entry: u32,
-    stale: u32,
-    alive: bool,
-    /// Edges that lead here.
-    incoming: Vec<u32>,
-    /// Holds the operations its code points to.
-    blocks: Vec<Rc<Block>>,
-}
 
 /// Codes of a block, one for each variant, and how often it was interpreted.
 #[derive(Debug, Default)]
@@ -134,53 +88,9 @@ pub(crate) struct Translator {
     threshold: u32,
 }
 
-struct Machine {
-    code: CodeMemory,
-    /// What `code` is cut back to.
-    code_start: u32,
-    context: [Context; VARIANTS],
-    thunks: Thunks,
-    tables: [LowBox<JumpTable>; 3],
-    /// Indices filled with pages that are not global.
-    local: [Vec<u16>; 3],
-    /// Groups of indices of a page that may have something in them.
-    filled: [u128; 3],
-    /// Vector instructions ran as they are when the tables were filled.
-    vectors: [bool; 3],
-    units: Vec<Unit>,
-    edges: Vec<Edge>,
-    by_key: HashMap<u64, u32>,
-    by_page: HashMap<u64, Vec<u32>>,
-    generation: u32,
-}
-
 // SAFETY: as for the block cache: everything in it moves as a whole, between
 // runs.
 unsafe impl Send for Translator {}
-
-/// RFLAGS of the host, but for the arithmetic flags: the same wherever
-/// translated code runs.
-fn host_flags() -> i32 {
-    let flags: u64;
-    // SAFETY: reads the flags by way of the stack.
-    unsafe { std::arch::asm!("pushfq", "pop {}", out(reg) flags, options(preserves_flags)) };
-    (flags & !crate::cpu::rflags::ARITHMETIC) as i32
-}
-
-fn jump_index(linear: u64) -> usize {
-    (linear >> 3) as usize % JUMPS
-}
-
-const _: () = assert!(JUMP_MASK == (JUMPS as u64 - 1) << 3);
-
-/// A key that no address with this index has.
-fn empty_key(index: usize) -> u64 {
-    if index == 0 {
-        // Not an address; the index may be asked for with any.
-        return 0x8bad_c0de_5eed_f00du64.wrapping_neg();
-    }
-    (((index ^ 1) as u64) << 3).wrapping_neg()
-}
 
 impl Translator {
     /// Translates nothing.
@@ -270,137 +180,6 @@ impl Translator {
         if let Some(machine) = &mut self.machine {
             let pages: Vec<u64> = machine.by_page.keys().copied().collect();
             pages.into_iter().for_each(|page| machine.drop_page(page));
-        }
-    }
-}
-
-impl Machine {
-    fn new(cpu: &Cpu) -> std::io::Result<Self> {
-        let mut code = CodeMemory::new(CODE_BYTES)?;
-        let places = Places::of(cpu);
-        let mut assembler = Assembler::new(code.next());
-        let thunks = thunk::write(&mut assembler, &places);
-        code.publish(&assembler.finish());
-        let table = || -> std::io::Result<LowBox<JumpTable>> {
-            // SAFETY: a jump table is integers.
-            unsafe { LowBox::zeroed() }
-        };
-        let tables = [table()?, table()?, table()?];
-        let mailbox = cpu.shared.mailbox(cpu.id);
-        let context = std::array::from_fn(|variant| Context {
-            places,
-            thunks,
-            lines: address(cpu.mmu.lines(variant / 2)),
-            keys: address(&raw const tables[variant / 2].keys),
-            codes: address(&raw const tables[variant / 2].codes),
-            mask: address(mailbox.jump_mask()),
-            attention: address(mailbox.attention()),
-            bases: address(&raw const cpu.bases),
-            system_flags: address(&raw const cpu.system_flags),
-            host_flags: host_flags(),
-            windows: true,
-        });
-        let mut machine = Self {
-            code_start: code.next(),
-            code,
-            context,
-            thunks,
-            tables,
-            local: Default::default(),
-            filled: [u128::MAX; 3],
-            vectors: [false; 3],
-            units: Vec::new(),
-            edges: Vec::new(),
-            by_key: HashMap::new(),
-            by_page: HashMap::new(),
-            generation: 1,
-        };
-        (0..3).for_each(|table| {
-            machine.tables[table].codes.fill(thunks.lost.into());
-            machine.clear_table(table);
-        });
-        Ok(machine)
-    }
-
-    fn clear_table(&mut self, table: usize) {
-        (0..JUMPS / OFFSETS).for_each(|group| self.clear_group(table, group));
-        self.local[table].clear();
-    }
-
-    fn clear_group(&mut self, table: usize, group: usize) {
-        if self.filled[table] >> group & 1 == 0 {
-            return;
-        }
-        self.filled[table] &= !(1 << group);
-        let first = group * OFFSETS;
-        let keys = &mut self.tables[table].keys[first..first + OFFSETS];
-        for (offset, key) in keys.iter_mut().enumerate() {
-            *key = empty_key(first + offset);
-        }
-    }
-
-    /// Gives up everything.
-    fn clear(&mut self) {
-        self.code.truncate(self.code_start);
-        self.units.clear();
-        self.edges.clear();
-        self.by_key.clear();
-        self.by_page.clear();
-        self.generation += 1;
-        (0..3).for_each(|table| self.clear_table(table));
-    }
-
-    fn drop_page(&mut self, physical: u64) {
-        for number in self.by_page.remove(&physical).unwrap_or_default() {
-            let unit = &mut self.units[number as usize];
-            unit.alive = false;
-            self.by_key.remove(&unit.key);
-            unit.blocks.clear();
-            for edge in std::mem::take(&mut unit.incoming) {
-                let edge = &mut self.edges[edge as usize];
-                edge.linked = false;
-                // The code of what is gone already begins with another jump.
-                if self.units[edge.from as usize].alive {
-                    self.code.link(edge.site, edge.stub);
-                }
-            }
-            let unit = &self.units[number as usize];
-            // The jump table may still lead here.
-            let distance = unit.stale.wrapping_sub(unit.entry + 5).to_le_bytes();
-            let [a, b, c, d] = distance;
-            self.code.patch(unit.entry, &[0xe9, a, b, c, d]);
-        }
-    }
-
-    fn remember(&mut self, table: usize, linear: u64, unit: u32, global: bool) {
-        let index = jump_index(linear);
-        if index == 0 {
-            return;
-        }
-        let jumps = &mut self.tables[table];
-        jumps.keys[index] = linear.wrapping_neg();
-        self.filled[table] |= 1 << (index / OFFSETS);
-        jumps.codes[index] = self.units[unit as usize].far_entry.into();
-        if !global {
-            if self.local[table].len() >= JUMPS {
-                // The same indices again and again: begin anew.
-                return self.clear_table(table);
-            }
-            self.local[table].push(index as u16);
-        }
-    }
-
-    fn link(&mut self, number: u32, to: u32) {
-        let unit = &mut self.units[to as usize];
-        let edge = &mut self.edges[number as usize];
-        if edge.linked || !unit.alive {
-            return;
-        }
-        edge.linked = true;
-        unit.incoming.push(number);
-        let (site, entry, from) = (edge.site, unit.entry, edge.from);
-        if self.units[from as usize].alive {
-            self.code.link(site, entry);
         }
     }
 }
@@ -693,61 +472,6 @@ impl Cpu {
             machine.vectors[table] = vectors;
             machine.clear_table(table);
         }
-    }
-}
-
-impl Machine {
-    /// Writes a unit. None if it is too large.
-    fn add(
-        &mut self,
-        items: &[unit::Item<'_>],
-        key: u64,
-        page: u64,
-        variant: usize,
-        plain: bool,
-    ) -> Option<u32> {
-        let context = Context {
-            windows: !plain,
-            ..self.context[variant]
-        };
-        let mut written = unit::write(
-            items,
-            context,
-            self.code.next(),
-            self.edges.len() as u32,
-            self.thunks.stale,
-        )?;
-        let mut start = self.code.next();
-        if !self.code.publish(&written.code) {
-            self.clear();
-            start = self.code.next();
-            written = unit::write(items, context, start, 0, self.thunks.stale)?;
-            if !self.code.publish(&written.code) {
-                return None;
-            }
-        }
-        let number = self.units.len() as u32;
-        for request in &written.edges {
-            self.edges.push(Edge {
-                site: request.site,
-                stub: request.stub,
-                from: number,
-                plain: request.plain,
-                linked: false,
-            });
-        }
-        self.units.push(Unit {
-            key,
-            entry: written.entry,
-            far_entry: start,
-            stale: written.stale,
-            alive: true,
-            incoming: Vec::new(),
-            blocks: Vec::new(),
-        });
-        self.by_key.insert(key, number);
-        self.by_page.entry(page).or_default().push(number);
-        Some(number)
     }
 }
 

@@ -38,12 +38,12 @@ impl Undo {
 }
 
 /// Eight bytes of stack.
-const STACK_READ: Memory = Memory {
+pub(super) const STACK_READ: Memory = Memory {
     size: 8,
     write: false,
     alignment: 1,
 };
-const STACK_WRITE: Memory = Memory {
+pub(super) const STACK_WRITE: Memory = Memory {
     size: 8,
     write: true,
     alignment: 1,
@@ -115,7 +115,7 @@ impl Emitter<'_> {
     }
 
     /// R9 moves.
-    fn move_stack(&mut self, by: i32) {
+    pub(super) fn move_stack(&mut self, by: i32) {
         self.a.lea(host::R9, at(host::R9, by));
         self.depth = self.depth.map(|depth| depth + by);
     }
@@ -190,86 +190,6 @@ impl Emitter<'_> {
         self.a.lea(host::R9, at(host::RBP, 8));
         self.a.load(host::RBP, checked.rm());
         self.depth = None;
-        self.a.bind(resume);
-    }
-
-    fn push_flags(&mut self, item: usize) {
-        let live = self.items[item].live_in;
-        self.want_flags(u16::MAX, 0);
-        // PUSHFQ; POP R10. What is not arithmetic is the host's: replace it.
-        self.a.raw(&[0x9c, 0x41, 0x5a]);
-        self.a.load(host::R11, absolute(self.context.system_flags));
-        let fixed = crate::cpu::rflags::FIXED as i32;
-        let sum = Rm::Memory(
-            Some(host::R10),
-            Some((host::R11, 0)),
-            fixed - self.context.host_flags,
-        );
-        self.a.lea(host::R10, sum);
-        let target = self.context.places.target();
-        self.a.store(target, host::R10);
-        let (resume, checked) = self.stack(item, -8, STACK_WRITE, live);
-        let free = checked.free();
-        self.a.load(free, target);
-        self.a.store(checked.rm(), free);
-        self.move_stack(-8);
-        if let Some(resume) = resume {
-            self.a.bind(resume);
-        }
-    }
-
-    /// Only quotients that certainly fit; the interpreter does the others.
-    fn divide(&mut self, item: usize, signed: bool, long: bool) {
-        let instruction = self.items[item].instruction;
-        let slow = self.a.label();
-        let mut resume = None;
-        let divisor = if instruction.op0_kind() == iced_x86::OpKind::Memory {
-            let memory = Memory {
-                size: if long { 8 } else { 4 },
-                write: false,
-                alignment: 1,
-            };
-            let Some((label, checked)) = self.operand(item, memory) else {
-                self.a.bind(slow);
-                return self.interpret(item);
-            };
-            resume = label;
-            if long {
-                self.a.load(host::R10, checked.rm());
-            } else {
-                self.a.load32(host::R10, checked.rm());
-            }
-            host::R10
-        } else {
-            self.read(super::form::number(instruction.op0_register()), host::R10)
-        };
-        // Every flag is undefined afterwards.
-        self.aside = false;
-        let of = |byte| if long { wide(byte) } else { narrow(byte) };
-        if signed {
-            // RDX must be RAX's sign, and the divisor neither 0 nor -1.
-            self.a.op(of(0x8d), host::R11, at(divisor, 1), &[]);
-            self.a.op(of(0x83), 7, Rm::Register(host::R11), &[1]);
-            self.a.jump_if(condition::BELOW_OR_EQUAL, slow);
-            self.a.op(of(0x8b), host::R11, Rm::Register(host::RAX), &[]);
-            let shift = if long { 63 } else { 31 };
-            self.a.op(of(0xc1), 7, Rm::Register(host::R11), &[shift]);
-            self.a.op(of(0x3b), host::R11, Rm::Register(host::RDX), &[]);
-            self.a.jump_if(condition::NOT_EQUAL, slow);
-        } else {
-            self.a.op(of(0x3b), host::RDX, Rm::Register(divisor), &[]);
-            self.a.jump_if(condition::ABOVE_OR_EQUAL, slow);
-        }
-        let extension = if signed { 7 } else { 6 };
-        self.a.op(of(0xf7), extension, Rm::Register(divisor), &[]);
-        let resume = resume.unwrap_or_else(|| self.a.label());
-        self.cold.push(Cold::Interpret {
-            from: slow,
-            resume,
-            item,
-            aside: false,
-            noted: self.noted,
-        });
         self.a.bind(resume);
     }
 
