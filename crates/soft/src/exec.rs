@@ -158,9 +158,15 @@ impl Cpu {
 
     /// Nothing that the caller would have to deliver has come up.
     #[inline(always)]
-    fn may_go_on(&self) -> bool {
+    pub(crate) fn may_go_on(&self) -> bool {
         self.end_of_level.is_none()
             && (self.system_flags & rflags::IF == 0 || self.apic.deliverable().is_none())
+    }
+
+    /// Somebody wants something of this processor.
+    pub(crate) fn wants_attention(&self) -> bool {
+        let mailbox = self.shared.mailbox(self.id);
+        mailbox.attention().load(Ordering::Relaxed) != 0
     }
 
     /// Does what others ask of this processor's caches.

@@ -5,6 +5,7 @@ use std::arch::global_asm;
 
 use favo_types::GuestAddress;
 
+use super::machine::JUMPS;
 use super::*;
 use crate::cpu::gpr;
 use crate::testing::{CODE, DATA, STACK, TestCpu};

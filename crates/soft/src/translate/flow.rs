@@ -71,6 +71,7 @@ impl Emitter<'_> {
             Form::SwapBytes { register, wide } => self.swap_bytes(register, wide),
             Form::Selector { register, segment } => self.selector(register, segment),
             Form::PushFlags => self.push_flags(item),
+            Form::SwapGs => self.swap_gs(),
             Form::ClearInterrupts => {
                 let live = self.items[item].live_in;
                 self.spare_flags(live);

@@ -78,6 +78,8 @@ pub(super) enum Form<'a> {
     PushFlags,
     /// CLI at level 0.
     ClearInterrupts,
+    /// SWAPGS at level 0.
+    SwapGs,
     /// MOV of a constant into 32 or 64 bits of a register.
     Constant {
         register: u8,
@@ -207,6 +209,9 @@ pub(super) fn of<'a>(
     }
     if instruction.mnemonic() == Mnemonic::Cli && !user {
         return Form::ClearInterrupts;
+    }
+    if instruction.mnemonic() == Mnemonic::Swapgs && !user {
+        return Form::SwapGs;
     }
     if let Some(form) = flow(instruction) {
         return form;

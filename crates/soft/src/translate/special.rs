@@ -126,6 +126,17 @@ impl Emitter<'_> {
         }
     }
 
+    /// SWAPGS: the base is in the segment, in its copy for addresses, and in
+    /// the register it is swapped with.
+    pub(super) fn swap_gs(&mut self) {
+        let (copy, segment, other) = self.context.places.gs(self.context.bases);
+        self.a.load(host::R10, copy);
+        self.a.load(host::R11, other);
+        self.a.store(other, host::R10);
+        self.a.store(copy, host::R11);
+        self.a.store(segment, host::R11);
+    }
+
     /// MOV from a segment register.
     pub(super) fn selector(&mut self, register: u8, segment: u8) {
         let from = self.context.places.selector(segment);

@@ -10,11 +10,15 @@
 //! A thunk is entered by a jump or a call from translated code and saves what
 //! Rust must see. None of them touches guest memory.
 
+use favo_accel::state::InterruptShadow;
+
 use super::assembler::{Assembler, Opcode, Rm, absolute, at, condition, host, narrow, two, wide};
-use crate::cpu::Cpu;
+
+use crate::cpu::{Cpu, rflags};
 use crate::low;
 use crate::native::{EXCEPTION_FLAGS, MXCSR_DEFAULT, MXCSR_MASKS};
 use crate::operation::Operation;
+use crate::trap::Trap;
 
 /// What translated code and Rust tell each other, beside the registers.
 #[derive(Debug, Default)]
@@ -127,6 +131,8 @@ pub(crate) struct Places {
     fcs: i32,
     fds: i32,
     selectors: i32,
+    gs_base: i32,
+    kernel_gs_base: i32,
     hot: i32,
 }
 
@@ -152,6 +158,8 @@ impl Places {
             fcs: low::address(&raw const cpu.extended.fcs),
             fds: low::address(&raw const cpu.extended.fds),
             selectors: low::address(&raw const cpu.segments[0].selector),
+            gs_base: low::address(&raw const cpu.segments[GS].base),
+            kernel_gs_base: low::address(&raw const cpu.msrs.kernel_gs_base),
             hot: low::address(&raw const cpu.hot),
         }
     }
@@ -206,6 +214,16 @@ impl Places {
         };
         a.op(word, 0, absolute(self.fop), &opcode.to_le_bytes());
         self.copy_selector(a, CS, self.fcs);
+    }
+
+    /// The base of GS among `bases`, in its segment, and the one SWAPGS
+    /// brings.
+    pub(super) fn gs(&self, bases: i32) -> (Rm, Rm, Rm) {
+        (
+            absolute(bases + 8 * GS as i32),
+            absolute(self.gs_base),
+            absolute(self.kernel_gs_base),
+        )
     }
 
     /// Where the selector of a segment register lies, 16 bits.
@@ -277,6 +295,8 @@ impl Places {
     }
 }
 
+/// The number of GS.
+const GS: usize = 5;
 /// The number of CS.
 const CS: u8 = 1;
 
@@ -597,6 +617,28 @@ impl Hot {
     }
 }
 
+impl Cpu {
+    /// STI or POPF has ended the block so that an interrupt can be taken, but
+    /// there is none, nobody wants attention, and the mode is what it was.
+    fn enabled_nothing(&mut self, operation: &Operation, variant: usize) -> bool {
+        use crate::exec::stack::{pop_flags, set_interrupts};
+        let handler = operation.handler as usize;
+        let is_one = handler == set_interrupts as *const () as usize
+            || handler == pop_flags::<u64> as *const () as usize;
+        if !is_one
+            || !self.may_go_on()
+            || self.variant() != variant
+            || self.system_flags & (rflags::TF | rflags::RF) != 0
+            || self.wants_attention()
+        {
+            return false;
+        }
+        // Nothing comes in the shadow of STI: it ends here.
+        self.shadow = InterruptShadow::None;
+        true
+    }
+}
+
 /// Runs one operation for translated code. Zero if it is complete and the
 /// next one follows; otherwise the outcome lies in the translator.
 extern "C" fn interpret_operation(cpu: *mut Cpu, operation: *const Operation) -> u32 {
@@ -608,7 +650,11 @@ extern "C" fn interpret_operation(cpu: *mut Cpu, operation: *const Operation) ->
     let next = cpu.rip.wrapping_add(operation.length.into());
     cpu.leave_block = false;
     cpu.counters.interpreted_inside += 1;
-    let outcome = (operation.handler)(cpu, operation);
+    let variant = cpu.variant();
+    let mut outcome = (operation.handler)(cpu, operation);
+    if outcome == Err(Trap::EndBlock) && cpu.enabled_nothing(operation, variant) {
+        outcome = Ok(());
+    }
     let goes_on = outcome.is_ok()
         && !cpu.leave_block
         && cpu.rip == next
