@@ -57,4 +57,6 @@ pub(crate) mod prefix {
     /// Whether a single-step trap follows depends on TF after the instruction
     /// rather than before it.
     pub const NEW_TRAP_FLAG: u8 = 8;
+    /// It ends its block only so that an interrupt can be taken: STI, POPF.
+    pub const ENABLES_INTERRUPTS: u8 = 16;
 }

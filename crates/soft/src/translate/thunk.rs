@@ -17,7 +17,7 @@ use super::assembler::{Assembler, Opcode, Rm, absolute, at, condition, host, nar
 use crate::cpu::{Cpu, rflags};
 use crate::low;
 use crate::native::{EXCEPTION_FLAGS, MXCSR_DEFAULT, MXCSR_MASKS};
-use crate::operation::Operation;
+use crate::operation::{Operation, prefix};
 use crate::trap::Trap;
 
 /// What translated code and Rust tell each other, beside the registers.
@@ -621,11 +621,7 @@ impl Cpu {
     /// STI or POPF has ended the block so that an interrupt can be taken, but
     /// there is none, nobody wants attention, and the mode is what it was.
     fn enabled_nothing(&mut self, operation: &Operation, variant: usize) -> bool {
-        use crate::exec::stack::{pop_flags, set_interrupts};
-        let handler = operation.handler as usize;
-        let is_one = handler == set_interrupts as *const () as usize
-            || handler == pop_flags::<u64> as *const () as usize;
-        if !is_one
+        if operation.prefixes & prefix::ENABLES_INTERRUPTS == 0
             || !self.may_go_on()
             || self.variant() != variant
             || self.system_flags & (rflags::TF | rflags::RF) != 0

@@ -192,7 +192,10 @@ fn on_stack(instruction: &Instruction, operation: &mut Operation) -> Option<Hand
             stack::pop_all
         }
         Pushf | Pushfd | Pushfq => by_word!(bytes, stack::push_flags),
-        Popf | Popfd | Popfq => by_word!(bytes, stack::pop_flags),
+        Popf | Popfd | Popfq => {
+            operation.prefixes |= crate::operation::prefix::ENABLES_INTERRUPTS;
+            by_word!(bytes, stack::pop_flags)
+        }
         Enter => {
             operation.immediate = u64::from(instruction.immediate16())
                 | u64::from(instruction.immediate8_2nd()) << 16;
@@ -215,7 +218,10 @@ fn on_stack(instruction: &Instruction, operation: &mut Operation) -> Option<Hand
         Cld => stack::clear_direction,
         Std => stack::set_direction,
         Cli => stack::clear_interrupts,
-        Sti => stack::set_interrupts,
+        Sti => {
+            operation.prefixes |= crate::operation::prefix::ENABLES_INTERRUPTS;
+            stack::set_interrupts
+        }
         Clac => stack::change_alignment_check::<false>,
         Stac => stack::change_alignment_check::<true>,
         _ => return None,
