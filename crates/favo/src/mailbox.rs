@@ -7,12 +7,14 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use favo_sandbox::violation;
+use favo_thread::{ThreadKind, spawn};
 use favo_vmm::outcome::Outcome;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH};
 
-use crate::terminal;
+use crate::{exit, terminal};
 
 /// How long stopping may take before the program simply ends. A machine has
 /// nothing outside its process but nameless files, so nothing stays behind.
@@ -49,18 +51,17 @@ impl Mailbox {
         });
         let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP, SIGWINCH])?;
         let receiver = mailbox.clone();
-        std::thread::Builder::new()
-            .name("signals".into())
-            .spawn(move || {
-                let mut interrupts = 0;
-                for signal in signals.forever() {
-                    interrupts += u32::from(signal == SIGINT);
-                    if matches!(signal, SIGTERM | SIGHUP) || interrupts == 2 {
-                        end_in_time(signal);
-                    }
-                    receiver.push(Event::Signal(signal));
+        spawn(ThreadKind::Signals, "signals", move || {
+            let mut interrupts = 0;
+            for signal in signals.forever() {
+                interrupts += u32::from(signal == SIGINT);
+                if matches!(signal, SIGTERM | SIGHUP) || interrupts == 2 {
+                    end_in_time(signal);
                 }
-            })?;
+                receiver.push(Event::Signal(signal));
+            }
+        })?;
+        violation::watch(mailbox.wake.try_clone()?.into(), terminal::restore);
         Ok(mailbox)
     }
 
@@ -75,6 +76,10 @@ impl Mailbox {
     pub fn take(&self) -> Option<Event> {
         let mut drained = [0; 64];
         while matches!((&self.woken).read(&mut drained), Ok(count) if count > 0) {}
+        if violation::happened() {
+            terminal::restore();
+            std::process::exit(exit::SANDBOX.into());
+        }
         let mut events = self.lock();
         let event = events.pop_front();
         if !events.is_empty() {
@@ -118,9 +123,12 @@ impl Mailbox {
 /// Ends the program if it does not end by itself: something may block it, for
 /// instance a reader of its output that does not read.
 fn end_in_time(signal: i32) {
-    std::thread::spawn(move || {
+    let started = spawn(ThreadKind::Timer, "timer", move || {
         std::thread::sleep(PATIENCE);
         terminal::restore();
         std::process::exit(128 + signal);
     });
+    if let Err(error) = started {
+        tracing::warn!(%error, "nobody ends favo if the machine does not stop");
+    }
 }

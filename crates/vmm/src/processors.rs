@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 
 use favo_accel::{AccelError, Vcpu, VcpuEntry, VcpuExit, VcpuId, VcpuKicker};
 use favo_devices::bus::Bus;
+use favo_thread::{ThreadKind, spawn};
 
 /// What processors reach besides RAM.
 #[derive(Clone)]
@@ -88,9 +89,10 @@ impl Processors {
             let (control, buses, report) =
                 (processors.control.clone(), buses.clone(), report.clone());
             processors.kickers.push(vcpu.kicker());
-            let thread = std::thread::Builder::new()
-                .name(format!("vcpu-{}", vcpu.id()))
-                .spawn(move || run(vcpu, &control, &buses, report))?;
+            let name = format!("vcpu-{}", vcpu.id());
+            let thread = spawn(ThreadKind::Vcpu, name, move || {
+                run(vcpu, &control, &buses, report)
+            })?;
             processors.threads.push(thread);
         }
         Ok(processors)

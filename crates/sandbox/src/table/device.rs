@@ -1,0 +1,35 @@
+//! What the threads of virtio devices and of disks may call.
+
+use syscalls::Sysno;
+
+use super::machine::kvm;
+use super::{Rule, allow, allow_when, is, is_u32};
+
+/// A virtio device's thread.
+pub const DEVICE: &[Rule] = &[
+    // Queues and whatever else is waited for.
+    allow(Sysno::epoll_pwait),
+    allow(Sysno::epoll_ctl),
+    allow(Sysno::read),
+    // A disk on io_uring.
+    allow(Sysno::io_uring_enter),
+    // vsock, whose streams in this process are socket pairs.
+    allow_when(Sysno::socketpair, &[is(0, libc::AF_UNIX)]),
+    allow(Sysno::recvmsg),
+    allow(Sysno::sendmsg),
+    allow(Sysno::sendto),
+    allow(Sysno::shutdown),
+    // Interrupts on KVM.
+    allow_when(Sysno::ioctl, &[is_u32(1, kvm::SIGNAL_MSI)])
+        .rarely("a device on KVM, whose guests are too slow for the tests without hardware"),
+];
+
+/// A thread that reads and writes an image.
+pub const DISK: &[Rule] = &[
+    allow(Sysno::preadv),
+    allow(Sysno::pwritev),
+    allow(Sysno::pread64),
+    allow(Sysno::pwrite64),
+    allow(Sysno::fdatasync),
+    allow(Sysno::fallocate),
+];

@@ -1,0 +1,401 @@
+//! The sandbox of a machine's process: what is in force, what an intruder
+//! gets, and that no list allows what nobody needs.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use favo_e2e::trace::Trace;
+use favo_e2e::{FOREVER, elf, favo, favo_program, power_off, say};
+use favo_sandbox::table::{ANY, Action, own};
+use favo_thread::ThreadKind;
+use rustix::process::{Pid, Signal, kill_process};
+
+const REFUSED: i32 = favo_sandbox::violation::STATUS as i32;
+
+/// Builds the small image, or says why that can't be done here.
+fn build(state: &Path) -> bool {
+    let output = favo(state)
+        .args(["image", "build", "minimal"])
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() {
+        return true;
+    }
+    let is_missing = error.contains("not installed") || error.contains("not configured");
+    assert!(is_missing, "{error}");
+    println!("skipped: {error}");
+    false
+}
+
+fn kernel(directory: &Path, code: &[u8]) -> PathBuf {
+    let path = directory.join("kernel");
+    fs::write(&path, elf(code)).unwrap();
+    path
+}
+
+/// The confinement of each thread, by its name: capabilities, no new
+/// privileges, filters.
+fn confinement(process: u32) -> Vec<(String, [String; 3])> {
+    let mut threads = Vec::new();
+    for task in fs::read_dir(format!("/proc/{process}/task")).unwrap() {
+        // A thread may end meanwhile.
+        let Ok(status) = fs::read_to_string(task.unwrap().path().join("status")) else {
+            continue;
+        };
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_default().trim().to_owned()
+        };
+        // The kernel's own threads for io_uring make no system calls.
+        let name = field("Name:");
+        if !name.starts_with("iou-") {
+            threads.push((
+                name,
+                [field("CapEff:"), field("NoNewPrivs:"), field("Seccomp:")],
+            ));
+        }
+    }
+    threads
+}
+
+#[test]
+fn every_thread_is_confined_unless_it_is_switched_off() {
+    let directory = tempfile::tempdir().unwrap();
+    let kernel = kernel(directory.path(), &[say("up").as_slice(), &FOREVER].concat());
+    for (sandbox, filtered) in [("on", "2"), ("off", "0")] {
+        let mut child = favo(directory.path())
+            .args([
+                "run",
+                "--sandbox",
+                sandbox,
+                "--accel",
+                "soft",
+                "--cpus",
+                "2",
+            ])
+            .args(["--memory", "16M", "--kernel"])
+            .arg(&kernel)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let threads = loop {
+            let threads = confinement(child.id());
+            let all = threads.iter().all(|(_, [.., seccomp])| seccomp == filtered);
+            if all
+                && threads
+                    .iter()
+                    .filter(|(name, _)| name.starts_with("vcpu-"))
+                    .count()
+                    == 2
+            {
+                break threads;
+            }
+            assert!(Instant::now() < deadline, "{threads:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+        let status = child.wait().unwrap();
+        let error = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
+        assert_eq!(status.code(), Some(143), "{error}");
+        if sandbox == "on" {
+            for (name, [capabilities, no_new_privileges, _]) in threads {
+                assert_eq!(capabilities, "0000000000000000", "{name}");
+                assert_eq!(no_new_privileges, "1", "{name}");
+            }
+        } else {
+            assert!(error.contains("warning: without the sandbox"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn doctor_tells_what_is_in_force() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = favo(directory.path())
+        .args(["doctor", "-o", "json"])
+        .output()
+        .unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let layers = report["sandbox"].as_array().unwrap();
+    let is_in_force = |name: &str| {
+        let layer = layers.iter().find(|layer| layer["layer"] == name).unwrap();
+        assert!(!layer["detail"].as_str().unwrap().is_empty());
+        layer["in_force"] == true
+    };
+    for layer in ["memory", "no new privileges", "capabilities", "seccomp"] {
+        assert!(is_in_force(layer), "{layer}: {layers:?}");
+    }
+    println!("landlock: {}", is_in_force("landlock"));
+}
+
+/// The program that plays a thread taken over.
+fn intruder() -> PathBuf {
+    let built = Command::new(env!("CARGO"))
+        .args([
+            "build",
+            "--quiet",
+            "--package",
+            "favo-sandbox",
+            "--example",
+            "intruder",
+        ])
+        .status();
+    assert!(built.is_ok_and(|status| status.success()));
+    favo_program().with_file_name("examples").join("intruder")
+}
+
+#[test]
+fn an_intruder_is_refused_all_that_leads_out() {
+    let intruder = intruder();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("secret");
+    fs::write(&file, "a word").unwrap();
+    let listed = Command::new(&intruder).output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let names = |what: &str| -> Vec<String> {
+        let lines = listed.lines().filter_map(|line| line.strip_prefix(what));
+        lines.map(str::to_owned).collect()
+    };
+    for act in names("act ") {
+        let mut answers: Vec<(String, Vec<String>)> = Vec::new();
+        for kind in names("kind ") {
+            let output = Command::new(&intruder)
+                .args([&kind, &act])
+                .arg(&file)
+                .stdin(Stdio::null())
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+            let error = String::from_utf8_lossy(&output.stderr);
+            let answer = match output.status.code() {
+                Some(REFUSED) => {
+                    let message = format!("a {kind} thread called");
+                    assert!(error.contains(&message), "{kind} {act}: {error}");
+                    "stopped".to_owned()
+                }
+                // The launcher makes the rings of disks; what a ring does is
+                // up to Landlock.
+                Some(0) if (kind.as_str(), act.as_str()) == ("launcher", "io-uring") => continue,
+                Some(0) if said != "done" && !said.is_empty() => said,
+                status => panic!("{kind} {act}: {status:?} {said} {error}"),
+            };
+            match answers.iter_mut().find(|(other, _)| *other == answer) {
+                Some((_, kinds)) => kinds.push(kind),
+                None => answers.push((answer, vec![kind])),
+            }
+        }
+        answers.sort_by_key(|(_, kinds)| std::cmp::Reverse(kinds.len()));
+        let text: Vec<String> = answers
+            .iter()
+            .map(|(answer, kinds)| format!("{answer}: {}", kinds.join(" ")))
+            .collect();
+        println!("{act:24}{}", text.join("; "));
+    }
+    assert_eq!(fs::read_to_string(&file).unwrap(), "a word");
+}
+
+/// `favo run`, watched.
+fn run(state: &Path, arguments: &[&str]) -> Command {
+    let mut command = favo(state);
+    command.arg("run").args(arguments);
+    command
+}
+
+/// Machines of every sort, watched: each call must have a rule, and each rule
+/// a call or a reason.
+#[test]
+fn no_rule_is_idle_and_none_is_missing() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path();
+    let mut trace = Trace::default();
+    bare_guests(state, &mut trace);
+    let has_image = build(state);
+    if has_image {
+        disks_and_network(state, &mut trace);
+        shared_network(state, &mut trace);
+    }
+    assert!(trace.missing.is_empty(), "{:#?}", trace.missing);
+    println!("statuses: {:?}", trace.statuses);
+
+    let mut idle = Vec::new();
+    for rule in ANY {
+        let used = ThreadKind::ALL
+            .into_iter()
+            .any(|kind| trace.has_used(kind, rule));
+        if !used {
+            idle.push(("any", rule));
+        }
+    }
+    for kind in ThreadKind::ALL {
+        for rule in own(kind) {
+            if !trace.has_used(kind, rule) {
+                idle.push((kind.name(), rule));
+            }
+        }
+    }
+    let mut without_reason = Vec::new();
+    for (kind, rule) in idle {
+        match rule.rare {
+            Some(reason) => println!("not used: {kind}: {} ({reason})", rule.call.name()),
+            None => without_reason.push(format!("{kind}: {rule:?}")),
+        }
+    }
+    for kind in ThreadKind::ALL {
+        let rules = favo_sandbox::table::rules(kind);
+        let allowed = rules.iter().filter(|rule| rule.action == Action::Allow);
+        let calls: std::collections::BTreeSet<_> = allowed.clone().map(|rule| rule.call).collect();
+        println!(
+            "{:10}{:3} rules, {:3} calls",
+            kind.name(),
+            allowed.count(),
+            calls.len()
+        );
+    }
+    if has_image {
+        assert!(without_reason.is_empty(), "{without_reason:#?}");
+    }
+}
+
+fn null() -> File {
+    File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .unwrap()
+}
+
+fn bare_guests(state: &Path, trace: &mut Trace) {
+    let off = kernel(
+        state,
+        &[say("bytes\n").as_slice(), &power_off(), &FOREVER].concat(),
+    );
+    let off = off.to_str().unwrap();
+    let engines: &[&str] = match File::options().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => &["soft", "kvm"],
+        Err(error) => {
+            println!("skipped: KVM: {error}");
+            &["soft"]
+        }
+    };
+    for engine in engines {
+        trace.run(
+            run(
+                state,
+                &["--memory", "16M", "--accel", engine, "--kernel", off],
+            ),
+            |_| {},
+        );
+    }
+    fs::rename(off, state.join("off")).unwrap();
+    let forever = kernel(state, &[say("up").as_slice(), &FOREVER].concat());
+    for engine in engines {
+        let command = run(
+            state,
+            &[
+                "--memory",
+                "16M",
+                "--cpus",
+                "2",
+                "--accel",
+                engine,
+                "--kernel",
+                forever.to_str().unwrap(),
+            ],
+        );
+        trace.run(command, |process| {
+            std::thread::sleep(Duration::from_secs(3));
+            kill_process(Pid::from_raw(process as i32).unwrap(), Signal::TERM).unwrap();
+        });
+    }
+}
+
+const DISKS_AND_NETWORK: &str = "
+    for disk in vdb vdc; do
+        dd if=/dev/zero of=/dev/$disk bs=64k count=64 conv=fsync 2>/dev/null
+        dd if=/dev/$disk of=/dev/null bs=64k iflag=direct 2>/dev/null
+    done
+    dd if=/dev/zero of=/large bs=1M count=8 2>/dev/null; sync; rm /large; fstrim / 2>/dev/null
+    blkdiscard /dev/vdb 2>/dev/null
+    gateway=$(ip route | sed -n 's/^default via \\([0-9.]*\\) .*/\\1/p')
+    ping -c 1 -q $gateway >/dev/null
+    sleep 3
+    for to in 192.0.2.1 2001:db8::1; do
+        ping -c 1 -W 1 -q $to >/dev/null 2>&1
+        echo x | timeout 1 nc -u -w 1 $to 9 >/dev/null 2>&1
+    done
+    timeout 3 wget -q -O /dev/null http://192.0.2.1/ 2>/dev/null
+    timeout 3 wget -q -O /dev/null 'http://[2001:db8::1]/' 2>/dev/null
+    timeout 3 nslookup name.example >/dev/null 2>&1
+    cat >/dev/null
+    dd if=/dev/urandom of=/dev/null bs=1M count=1 2>/dev/null
+    exit 7
+";
+
+fn disks_and_network(state: &Path, trace: &mut Trace) {
+    let raw = state.join("data.raw");
+    File::create(&raw).unwrap().set_len(8 << 20).unwrap();
+    let mut arguments = vec!["--accel", "soft", "--disk", raw.to_str().unwrap()];
+    let qcow2 = state.join("data.qcow2");
+    let made = Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2", qcow2.to_str().unwrap(), "8M"])
+        .status();
+    match made {
+        Ok(status) if status.success() => arguments.extend(["--disk", qcow2.to_str().unwrap()]),
+        _ => println!("skipped: qcow2: qemu-img is not installed"),
+    }
+    let pcap = state.join("net.pcapng");
+    arguments.extend(["--pcap", pcap.to_str().unwrap()]);
+    arguments.extend(["--publish", "127.0.0.1:18080:80"]);
+    arguments.extend(["minimal", "--", "sh", "-c", DISKS_AND_NETWORK]);
+    let before = trace.statuses.len();
+    trace.run(run(state, &arguments), |_| {
+        // Nobody answers in the guest.
+        for _ in 0..30 {
+            let _ = std::net::TcpStream::connect("127.0.0.1:18080");
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    });
+    assert_eq!(trace.statuses[before..], [7], "{:#?}", trace.missing);
+}
+
+fn shared_network(state: &Path, trace: &mut Trace) {
+    let guest = |name: &'static str, script: &'static str| {
+        let mut command = run(
+            state,
+            &[
+                "--accel",
+                "soft",
+                "--network",
+                "lab",
+                "--name",
+                name,
+                "minimal",
+                "--",
+                "sh",
+                "-c",
+            ],
+        );
+        command.arg(script);
+        command
+    };
+    let mut other = guest("one", "sleep 40")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let ping =
+        "for i in 1 2 3 4 5 6 7 8; do ping -c 1 -W 1 one >/dev/null && exit 5; sleep 1; done";
+    let before = trace.statuses.len();
+    trace.run(guest("two", ping), |_| {});
+    assert_eq!(trace.statuses[before..], [5], "{:#?}", trace.missing);
+    other.kill().unwrap();
+    other.wait().unwrap();
+    let _ = null().flush();
+}
