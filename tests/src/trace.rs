@@ -2,19 +2,25 @@
 //! the program as it ships. By ptrace(2), which needs no rights for a child.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use favo_sandbox::table::{Action, Rule, rules};
 use favo_thread::ThreadKind;
-use nix::errno::Errno;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use rustix::process::{WaitOptions, waitpid};
 
 /// seccomp(2), and the answer that marks a stop at the beginning of a call.
 const SECCOMP: u64 = 317;
 const BEGINS: u64 = -38i64 as u64;
+
+/// Of wait(2): threads, too, but only those this thread watches.
+const ALL: u32 = 0x4000_0000;
+const OF_THIS_THREAD: u32 = 0x2000_0000;
+/// Of ptrace(2).
+const EVENT_CLONE: i32 = 3;
+const CALL: i32 = 5 | 0x80;
 
 /// What confined threads called.
 #[derive(Default)]
@@ -47,26 +53,19 @@ impl Trace {
     /// Runs `command` to its end. `drive` has its process id, and a thread of
     /// its own.
     pub fn run(&mut self, command: Command, drive: impl FnOnce(u32) + Send) {
-        // It stops before it becomes favo, so that nothing is missed.
-        let mut stopped = Command::new("sh");
-        stopped.args(["-c", "kill -STOP $$; exec \"$@\"", "sh"]);
-        stopped.arg(command.get_program()).args(command.get_args());
-        for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => stopped.env(name, value),
-                None => stopped.env_remove(name),
-            };
-        }
-        self.run_stopped(stopped, drive);
+        let mut command = stopped(&command);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        self.run_stopped(command, drive);
     }
 
-    /// The same for a command that stops itself before it begins, with the
-    /// streams it has.
+    /// The same for a command that is [`stopped`], with the streams it has.
+    #[expect(clippy::zombie_processes, reason = "`watch` waits for it")]
     pub fn run_stopped(&mut self, mut stopped: Command, drive: impl FnOnce(u32) + Send) {
         let child = stopped.spawn().unwrap();
         drop(stopped);
         let main = Pid::from_raw(child.id() as i32);
-        waitpid(main, Some(WaitPidFlag::WUNTRACED)).unwrap();
+        let stop = rustix::process::Pid::from_child(&child);
+        waitpid(Some(stop), WaitOptions::UNTRACED).unwrap();
         let options = Options::PTRACE_O_TRACESYSGOOD
             | Options::PTRACE_O_TRACECLONE
             | Options::PTRACE_O_EXITKILL;
@@ -80,28 +79,31 @@ impl Trace {
 
     fn watch(&mut self, main: Pid) {
         let mut threads: HashMap<Pid, Thread> = HashMap::new();
-        let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
+        let options = WaitOptions::from_bits_retain(ALL | OF_THIS_THREAD);
         loop {
-            let status = match waitpid(None, Some(flags)) {
-                Ok(status) => status,
-                Err(Errno::ECHILD) => return,
-                Err(error) => panic!("{error}"),
+            let Some((thread, status)) = waitpid(None, options).unwrap() else {
+                continue;
             };
-            let mut deliver = None;
-            let Some(thread) = status.pid() else { continue };
-            match status {
-                WaitStatus::Exited(pid, status) if pid == main => {
+            let thread = Pid::from_raw(thread.as_raw_nonzero().get());
+            let ended = status
+                .exit_status()
+                .or_else(|| Some(128 + status.terminating_signal()?));
+            if let Some(status) = ended {
+                if thread == main {
                     self.statuses.push(status);
                     return;
                 }
-                WaitStatus::Signaled(pid, signal, _) if pid == main => {
-                    self.statuses.push(128 + signal as i32);
-                    return;
-                }
-                WaitStatus::Exited(..) | WaitStatus::Signaled(..) => continue,
-                WaitStatus::Stopped(_, signal) => deliver = Some(signal),
-                WaitStatus::PtraceSyscall(_) => self.call(main, thread, &mut threads),
-                WaitStatus::PtraceEvent(_, _, event) if event == libc_event_clone() => {
+                continue;
+            }
+            let mut deliver = None;
+            // ptrace(2): an event is in the third byte, and a stop at a call
+            // has a bit of its own.
+            match (status.as_raw() >> 16, status.stopping_signal()) {
+                (0, Some(CALL)) => self.call(main, thread, &mut threads),
+                // One that has no name is KVM's kick: being stopped is all it
+                // is for.
+                (0, Some(signal)) => deliver = Signal::try_from(signal).ok(),
+                (EVENT_CLONE, _) => {
                     let parent = threads.get(&thread).and_then(|thread| thread.kind);
                     if let Ok(new) = ptrace::getevent(thread) {
                         threads.entry(Pid::from_raw(new as i32)).or_insert(Thread {
@@ -167,8 +169,19 @@ impl Trace {
     }
 }
 
-fn libc_event_clone() -> i32 {
-    ptrace::Event::PTRACE_EVENT_CLONE as i32
+/// A command that stops before it becomes what it is, so that nothing of it is
+/// missed; without its streams.
+pub fn stopped(command: &Command) -> Command {
+    let mut stopped = Command::new("sh");
+    stopped.args(["-c", "kill -STOP $$; exec \"$@\"", "sh"]);
+    stopped.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => stopped.env(name, value),
+            None => stopped.env_remove(name),
+        };
+    }
+    stopped
 }
 
 /// How many filters a thread of this kind gets.

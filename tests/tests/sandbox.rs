@@ -2,12 +2,12 @@
 //! gets, and that no list allows what nobody needs.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use favo_e2e::trace::Trace;
+use favo_e2e::trace::{Trace, stopped};
 use favo_e2e::{FOREVER, elf, favo, favo_program, power_off, say};
 use favo_sandbox::table::{ANY, Action, own};
 use favo_thread::ThreadKind;
@@ -220,8 +220,10 @@ fn no_rule_is_idle_and_none_is_missing() {
     if has_image {
         disks_and_network(state, &mut trace);
         shared_network(state, &mut trace);
+        let shell = ["--accel", "soft", "minimal"];
+        // Typed ahead: the guest's terminal keeps it until its shell reads.
+        terminal(run(state, &shell), b"exit 3\n", 3, &mut trace);
     }
-    assert!(trace.missing.is_empty(), "{:#?}", trace.missing);
     println!("statuses: {:?}", trace.statuses);
 
     let mut idle = Vec::new();
@@ -258,17 +260,10 @@ fn no_rule_is_idle_and_none_is_missing() {
             calls.len()
         );
     }
+    assert!(trace.missing.is_empty(), "{:#?}", trace.missing);
     if has_image {
         assert!(without_reason.is_empty(), "{without_reason:#?}");
     }
-}
-
-fn null() -> File {
-    File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/null")
-        .unwrap()
 }
 
 fn bare_guests(state: &Path, trace: &mut Trace) {
@@ -314,6 +309,56 @@ fn bare_guests(state: &Path, trace: &mut Trace) {
             kill_process(Pid::from_raw(process as i32).unwrap(), Signal::TERM).unwrap();
         });
     }
+    let arguments = [
+        "--memory",
+        "16M",
+        "--accel",
+        "soft",
+        "--kernel",
+        forever.to_str().unwrap(),
+    ];
+    terminal(run(state, &arguments), b"\x1d", 93, trace);
+}
+
+/// Runs favo on a terminal, on which `keys` are typed.
+fn terminal(command: Command, keys: &[u8], status: i32, trace: &mut Trace) {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let name = ptsname(&master, Vec::new()).unwrap();
+    let name = name.to_str().unwrap();
+    let slave = File::options().read(true).write(true).open(name).unwrap();
+    let size = rustix::termios::Winsize {
+        ws_row: 24,
+        ws_col: 80,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    rustix::termios::tcsetwinsize(&slave, size).unwrap();
+    let mut master = File::from(master);
+    let settings = master.try_clone().unwrap();
+    let before = rustix::termios::tcgetattr(&settings).unwrap();
+    let mut stopped = stopped(&command);
+    stopped.stdin(slave.try_clone().unwrap());
+    // Only favo has it now: the master fails when favo is gone.
+    stopped.stdout(slave);
+    let begin = trace.statuses.len();
+    trace.run_stopped(stopped, move |_| {
+        let mut said: Vec<u8> = Vec::new();
+        let mut buffer = [0; 1024];
+        // Its first words say that it listens.
+        while said.len() < 2 {
+            let count = master.read(&mut buffer).unwrap();
+            said.extend(&buffer[..count]);
+        }
+        master.write_all(keys).unwrap();
+        // Whatever else it says.
+        while matches!(master.read(&mut buffer), Ok(1..)) {}
+    });
+    assert_eq!(trace.statuses[begin..], [status], "{:#?}", trace.missing);
+    let after = rustix::termios::tcgetattr(&settings).unwrap();
+    assert_eq!(format!("{before:?}"), format!("{after:?}"));
 }
 
 const DISKS_AND_NETWORK: &str = "
@@ -397,5 +442,4 @@ fn shared_network(state: &Path, trace: &mut Trace) {
     assert_eq!(trace.statuses[before..], [5], "{:#?}", trace.missing);
     other.kill().unwrap();
     other.wait().unwrap();
-    let _ = null().flush();
 }

@@ -7,9 +7,9 @@ use crate::Failure;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
 pub enum Choice {
     /// By all that this host has.
+    #[default]
     On,
     /// Not at all: for debugging favo.
-    #[default]
     Off,
 }
 

@@ -3,6 +3,7 @@
 use syscalls::Sysno;
 
 use super::machine::kvm;
+use super::program::CONNECTED;
 use super::{Rule, allow, allow_when, is, is_u32};
 
 /// A virtio device's thread.
@@ -17,7 +18,7 @@ pub const DEVICE: &[Rule] = &[
     allow_when(Sysno::socketpair, &[is(0, libc::AF_UNIX)]),
     allow(Sysno::recvmsg),
     allow(Sysno::sendmsg),
-    allow(Sysno::sendto),
+    allow_when(Sysno::sendto, &CONNECTED),
     allow(Sysno::shutdown),
     // Interrupts on KVM.
     allow_when(Sysno::ioctl, &[is_u32(1, kvm::SIGNAL_MSI)])
@@ -28,8 +29,11 @@ pub const DEVICE: &[Rule] = &[
 pub const DISK: &[Rule] = &[
     allow(Sysno::preadv),
     allow(Sysno::pwritev),
-    allow(Sysno::pread64),
-    allow(Sysno::pwrite64),
-    allow(Sysno::fdatasync),
+    allow(Sysno::fdatasync).rarely("raw files, where the host refuses io_uring"),
+    allow(Sysno::pread64).rarely("qcow2, for pieces that are not aligned"),
+    allow(Sysno::pwrite64).rarely("qcow2, for pieces that are not aligned"),
     allow(Sysno::fallocate),
+    // qcow2, which grows.
+    allow(Sysno::fsync),
+    allow(Sysno::ftruncate),
 ];

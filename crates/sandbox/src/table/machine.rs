@@ -3,6 +3,7 @@
 use libc::MADV_DONTNEED;
 use syscalls::Sysno;
 
+use super::program::CONNECTED;
 use super::{Rule, allow, allow_when, is_u32, own_process};
 
 /// Calls on KVM's descriptors (`linux/kvm.h`).
@@ -21,12 +22,14 @@ const _: () = assert!(MADV_DONTNEED == 4);
 pub const VCPU: &[Rule] = &[
     // The software CPU, before it caches code (`accel::memory::pages`).
     allow(Sysno::membarrier),
+    // The machine's end, to the main thread.
+    allow_when(Sysno::sendto, &CONNECTED),
     // A device's worker.
     allow(Sysno::eventfd2),
     allow(Sysno::epoll_create1),
     allow(Sysno::epoll_ctl),
     // KVM.
-    allow_when(Sysno::ioctl, &[is_u32(1, kvm::RUN)]),
+    allow_when(Sysno::ioctl, &[is_u32(1, kvm::RUN)]).rarely("KVM, where the host has it"),
     allow_when(Sysno::ioctl, &[is_u32(1, kvm::GET_REGS)]).rarely("a processor that failed"),
     allow_when(Sysno::ioctl, &[is_u32(1, kvm::SIGNAL_MSI)])
         .rarely("a driver on KVM, whose guests are too slow for the tests without hardware"),
@@ -41,4 +44,9 @@ pub const VCPU: &[Rule] = &[
 pub const ALARM: &[Rule] = &[];
 
 /// The serial port's threads.
-pub const SERIAL: &[Rule] = &[allow(Sysno::ppoll), allow(Sysno::read)];
+pub const SERIAL: &[Rule] = &[
+    allow(Sysno::ppoll),
+    allow(Sysno::read),
+    // The escape key, to the main thread.
+    allow_when(Sysno::sendto, &CONNECTED),
+];

@@ -7,7 +7,9 @@ use libc::{
 };
 use syscalls::Sysno;
 
-use super::{Rule, allow, allow_when, bits_are, is, is_u32, own_process, refuse, without};
+use super::{
+    Condition, Rule, allow, allow_when, bits_are, is, is_u32, own_process, refuse, without,
+};
 
 const ALLOCATOR: &str = "the allocator, if a thread needs that much";
 const NO_VDSO: &str = "a host whose clock can't be read without a call";
@@ -32,7 +34,8 @@ pub const ANY: &[Rule] = &[
     allow(Sysno::mremap).rarely(ALLOCATOR),
     allow(Sysno::brk).rarely(ALLOCATOR),
     // The allocator wants the number of processors from /sys, or does without.
-    refuse(Sysno::openat, EACCES),
+    refuse(Sysno::openat, EACCES)
+        .rarely("the allocator, once many threads have memory of their own"),
     allow(Sysno::sched_getaffinity).rarely("the allocator, after that"),
     allow(Sysno::getrandom).rarely("the first hash table of a thread"),
     // Event descriptors, and what is logged.
@@ -54,6 +57,9 @@ pub const ANY: &[Rule] = &[
     allow_when(Sysno::tgkill, &[own_process(0), is(2, libc::SIGABRT)]).rarely(ABORT),
 ];
 
+/// Of sendto(2): no address, so only to the socket's peer.
+pub(super) const CONNECTED: [Condition; 1] = [is(5, 0)];
+
 /// TCGETS2 and TCSETSF2 of ioctl_tty(2), which libc has not.
 const TCGETS2: u32 = 0x802c_542a;
 const TCSETS2: u32 = 0x402c_542b;
@@ -65,7 +71,10 @@ pub const MAIN: &[Rule] = &[
     allow(Sysno::ppoll),
     allow(Sysno::read),
     allow(Sysno::recvfrom),
-    allow(Sysno::sendto),
+    allow_when(Sysno::sendto, &CONNECTED),
+    // A disk's metadata, and processors on KVM.
+    allow(Sysno::fsync),
+    allow_when(Sysno::tgkill, &[own_process(0)]).rarely("KVM, where the host has it"),
     allow_when(Sysno::setsockopt, &[is(1, SOL_SOCKET), is(2, SO_RCVTIMEO)]),
     // The terminal: its size, and raw mode.
     allow_when(Sysno::ioctl, &[is_u32(1, libc::TIOCGWINSZ as u32)]),
@@ -76,7 +85,10 @@ pub const MAIN: &[Rule] = &[
 ];
 
 /// The thread that waits for signals.
-pub const SIGNALS: &[Rule] = &[allow(Sysno::recvfrom), allow(Sysno::sendto)];
+pub const SIGNALS: &[Rule] = &[
+    allow(Sysno::recvfrom),
+    allow_when(Sysno::sendto, &CONNECTED),
+];
 
 /// The thread that ends a program that does not end.
 pub const TIMER: &[Rule] = &[
