@@ -225,7 +225,7 @@ fn main() -> ExitCode {
     let parent = std::os::unix::process::parent_id();
     let attempt = move || {
         let page = Page([0; 8192]);
-        let zeroes = page.0.as_ptr() as u64 + 4095 & !4095;
+        let zeroes = (page.0.as_ptr() as u64 + 4095) & !4095;
         let value = |argument: &Argument| match argument {
             N(value) => *value,
             F => file.as_ptr() as u64,
@@ -244,7 +244,8 @@ fn main() -> ExitCode {
             Ok(_) => println!("done"),
             Err(error) => println!("{error}"),
         }
-        drop(page);
+        // It lies where it was until here.
+        std::hint::black_box(&page);
     };
     if kind == ThreadKind::Main {
         favo_thread::confine(kind);

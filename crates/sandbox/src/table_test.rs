@@ -66,7 +66,8 @@ fn no_thread_may_do_what_leads_out() {
 
 #[test]
 fn a_rule_applies_when_all_conditions_hold() {
-    let rule = allow_when(Sysno::tgkill, &[own_process(0), is(2, libc::SIGABRT)]);
+    const ABORT: [Condition; 2] = [own_process(0), is(2, libc::SIGABRT)];
+    let rule = allow_when(Sysno::tgkill, &ABORT);
     let call = Sysno::tgkill.id() as u64;
     assert!(rule.matches(call, &[7, 1, 6, 0, 0, 0], 7));
     assert!(!rule.matches(call, &[8, 1, 6, 0, 0, 0], 7));
