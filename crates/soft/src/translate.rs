@@ -221,11 +221,14 @@ impl Cpu {
     #[inline(always)]
     pub(crate) fn unit_of(&mut self, block: *const Block) -> Option<u32> {
         let variant = self.variant();
-        let generation = self.translator.machine.as_ref()?.generation;
+        let machine = self.translator.machine.as_ref()?;
         // SAFETY: as in `run_block`: blocks live until another is decoded.
         let translations = unsafe { &(*block).translations };
-        match translations.unit(variant, generation) {
-            0 => {
+        match translations.unit(variant, machine.generation) {
+            // News of a change may come when the new code is translated
+            // already; then the unit is gone and the block is as good as ever.
+            unit if unit != 0 && machine.units[unit as usize - 1].alive => Some(unit - 1),
+            _ => {
                 let count = translations.count.get() + 1;
                 translations.count.set(count);
                 if count <= self.translator.threshold {
@@ -233,7 +236,6 @@ impl Cpu {
                 }
                 self.translate_block(block, variant, false)
             }
-            unit => Some(unit - 1),
         }
     }
 

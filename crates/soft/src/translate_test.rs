@@ -243,6 +243,22 @@ fn a_page_mapped_elsewhere_runs_what_is_there() {
 }
 
 #[test]
+fn late_news_of_a_change_is_no_trap() {
+    // The code is decoded and translated anew before the mail about the write
+    // is read: another processor wrote, told the page, and then told this one.
+    let mut test = machine();
+    // mov ecx, 100; loop: dec ecx; jnz; hlt.
+    let code = [0xb9, 100, 0, 0, 0, 0xff, 0xc9, 0x75, 0xfc, 0xf4];
+    assert_eq!(test.run(&code), Trap::Halt);
+    assert!(is_translated(&test));
+    test.cpu.translator.page_changed(CODE & !0xfff);
+    test.cpu.rip = CODE;
+    let limit = crate::clock::host_tsc() + 10_000_000_000;
+    assert_eq!(test.cpu.run(Some(limit)), Trap::Halt);
+    assert_eq!(test.reg(gpr::RCX), 0);
+}
+
+#[test]
 fn an_endless_loop_ends_when_it_shall() {
     // jmp self, then one that calls itself through a register.
     for code in [

@@ -1,7 +1,7 @@
 //! Memory for translated code: mapped once to write and once, in low memory,
 //! to execute. No page is ever both.
 
-use crate::low::LowMemory;
+use crate::low::{LARGE_PAGE, LowMemory};
 
 /// Code is handed out from the beginning; when it is used up all of it is
 /// given back at once.
@@ -17,6 +17,8 @@ unsafe impl Send for CodeMemory {}
 
 /// Blocks start at multiples of this.
 const ALIGNMENT: usize = 16;
+/// Linux 6.1; the libc crate has it for other C libraries only.
+const MADV_COLLAPSE: i32 = 25;
 
 impl CodeMemory {
     pub(super) fn new(capacity: usize) -> std::io::Result<Self> {
@@ -46,16 +48,36 @@ impl CodeMemory {
     /// Puts code at [`CodeMemory::next`]. False if it does not fit.
     pub(super) fn publish(&mut self, code: &[u8]) -> bool {
         let start = self.used.next_multiple_of(ALIGNMENT);
-        if start + code.len() > self.capacity {
+        let end = start + code.len();
+        if end > self.capacity {
             return false;
+        }
+        if end.div_ceil(LARGE_PAGE) > self.used.div_ceil(LARGE_PAGE) {
+            self.use_large_page((end - 1) / LARGE_PAGE * LARGE_PAGE);
         }
         // SAFETY: inside the mapping, and nobody executes what was not handed
         // out yet.
         unsafe {
             std::ptr::copy_nonoverlapping(code.as_ptr(), self.write.add(start), code.len());
         }
-        self.used = start + code.len();
+        self.used = end;
         true
+    }
+
+    /// Has the next bytes lie in one large page: translated code is spread
+    /// out, and every small page of it takes a line of the host's own table.
+    /// Hosts that don't do that for shared memory go on with small ones.
+    fn use_large_page(&mut self, offset: usize) {
+        if offset + LARGE_PAGE > self.capacity {
+            return;
+        }
+        // SAFETY: inside the mapping, where nothing lies yet; a page that is
+        // there makes the host look at the rest.
+        unsafe {
+            let place = self.write.add(offset);
+            place.write_volatile(0);
+            libc::madvise(place.cast(), LARGE_PAGE, MADV_COLLAPSE);
+        }
     }
 
     /// Changes code that is not executing: the only thread that could is here.

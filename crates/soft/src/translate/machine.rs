@@ -14,7 +14,7 @@ use crate::cpu::Cpu;
 use crate::low::{LowBox, address};
 
 /// Bytes of code a processor keeps.
-const CODE_BYTES: usize = 64 << 20;
+const CODE_BYTES: usize = 128 << 20;
 /// Bits of a linear address that make an index in the jump table: nine of the
 /// offset in the page (functions begin at multiples of 16, and two calls
 /// hardly ever return to the same eight bytes), seven of the page.
