@@ -292,6 +292,36 @@ fn everything_can_be_given_up_at_any_time() {
 }
 
 #[test]
+fn the_oldest_code_makes_room() {
+    // More code than there is room for, each piece calling the next, and all
+    // of it again and again: links and jumps lead to what is there.
+    for segments in [1, 2, 5] {
+        let mut test = machine();
+        if let Some(machine) = &mut test.cpu.translator.machine {
+            machine.code.divide(8192, segments);
+        }
+        // mov ecx, 20
+        let mut code = vec![0xb9, 20, 0, 0, 0];
+        let start = code.len();
+        for piece in 0..400u32 {
+            // add eax, N; test eax, eax; jz +5 (over the jump); jmp +0.
+            code.push(0x05);
+            code.extend(piece.to_le_bytes());
+            code.extend([0x85, 0xc0, 0x74, 5, 0xe9, 0, 0, 0, 0]);
+        }
+        // dec ecx; jnz start; hlt.
+        code.extend([0xff, 0xc9, 0x0f, 0x85]);
+        let back = start as i32 - (code.len() as i32 + 4);
+        code.extend(back.to_le_bytes());
+        code.push(0xf4);
+        assert_eq!(test.run(&code), Trap::Halt);
+        assert_eq!(test.reg(gpr::RAX), 20 * (399 * 400 / 2));
+        let counters = &test.cpu.counters;
+        assert!(counters.code_evictions > 0 || !test.cpu.translator.is_on());
+    }
+}
+
+#[test]
 fn a_target_that_is_no_address_faults_at_the_jump() {
     let mut test = machine();
     test.cpu.gpr[gpr::RAX] = 1 << 63;
