@@ -1,0 +1,37 @@
+//! The control plane's memory: desired state, status, tasks and events.
+//!
+//! The daemon's resources live here, and only here; every reconciler is a
+//! watch on a part of it. So the [`Store`] must never lose what it
+//! acknowledged, never show half a transaction, and never skip a change to a
+//! watcher without saying so. It is small on purpose: what etcd and an
+//! embedded database can both do exactly alike.
+//!
+//! [`EmbeddedStore`] is a file on this host, for one daemon. Above the trait,
+//! [`Collection`] keeps serde types under names.
+//!
+//! What this crate must never do: know what is stored in it, or let a
+//! provider's types out.
+#![forbid(unsafe_code)]
+
+mod embedded;
+mod entry;
+mod error;
+mod key;
+mod lease;
+mod revision;
+mod store;
+mod transaction;
+mod watch;
+
+pub use embedded::{EmbeddedOptions, EmbeddedStore, HistoryLimit, OpenError};
+pub use entry::{Entry, Page, Range};
+pub use error::{Cause, Error};
+pub use key::{Key, KeyError, Prefix};
+pub use lease::{Lease, LeaseId};
+pub use revision::Revision;
+pub use store::Store;
+pub use transaction::{
+    Condition, InvalidTransaction, Operand, Operation, OperationResult, Outcome, Relation,
+    Transaction,
+};
+pub use watch::{Batch, Event, Watch};
