@@ -66,6 +66,6 @@ pub struct Page {
     pub more: bool,
     /// The state of the store they are part of. Later pages of the same state
     /// are read at this revision; a watch from the one after it misses
-    /// nothing and repeats nothing.
+    /// nothing and repeats nothing. In a transaction it is that of the outcome.
     pub revision: Revision,
 }

@@ -6,7 +6,8 @@
 //! watcher without saying so. It is small on purpose: what etcd and an
 //! embedded database can both do exactly alike.
 //!
-//! [`EmbeddedStore`] is a file on this host, for one daemon. Above the trait,
+//! [`EmbeddedStore`] is a file on this host, for one daemon; [`EtcdStore`] is
+//! an etcd that the daemons of several hosts share. Above the trait,
 //! [`Collection`] keeps serde types under names.
 //!
 //! What this crate must never do: know what is stored in it, or let a
@@ -16,6 +17,7 @@
 mod embedded;
 mod entry;
 mod error;
+mod etcd;
 mod key;
 mod lease;
 mod revision;
@@ -26,6 +28,7 @@ mod watch;
 pub use embedded::{EmbeddedOptions, EmbeddedStore, HistoryLimit, OpenError};
 pub use entry::{Entry, Page, Range};
 pub use error::{Cause, Error};
+pub use etcd::{EtcdOptions, EtcdStore, EtcdTls};
 pub use key::{Key, KeyError, Prefix};
 pub use lease::{Lease, LeaseId};
 pub use revision::Revision;

@@ -26,8 +26,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// The entries in `range`, now or at an earlier revision.
     ///
     /// # Errors
-    /// [`Error::Compacted`] if `at` lies before the compacted revision,
-    /// [`Error::FutureRevision`] if it lies ahead.
+    /// [`Error::Compacted`] if `at` is zero or lies before the compacted
+    /// revision, [`Error::FutureRevision`] if it lies ahead.
     async fn range(&self, range: &Range, at: Option<Revision>) -> Result<Page, Error>;
 
     /// Does a transaction.
@@ -42,8 +42,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// `from`, which may lie ahead.
     ///
     /// # Errors
-    /// [`Error::Compacted`], here or from [`Watch::next`], if `from` lies at
-    /// or before the compacted revision.
+    /// [`Error::Compacted`], here or from [`Watch::next`], if `from` is zero or
+    /// lies at or before the compacted revision.
     async fn watch(&self, prefix: &Prefix, from: Revision) -> Result<Box<dyn Watch>, Error>;
 
     /// Takes a lease for `ttl`, rounded up to whole seconds, or longer if the
@@ -55,7 +55,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// [`Error::LeaseNotFound`] if it has ended.
-    async fn keep_alive(&self, lease: LeaseId) -> Result<Lease, Error>;
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), Error>;
 
     /// Ends a lease; its keys are deleted in one step.
     ///

@@ -12,8 +12,7 @@ use super::tables::{
     REVISION, VERSIONS, VersionKey, VersionValue, number,
 };
 use crate::{
-    Condition, Error, Key, LeaseId, Operation, OperationResult, Outcome, Page, Range, Revision,
-    Transaction,
+    Condition, Error, Key, LeaseId, Operation, OperationResult, Outcome, Revision, Transaction,
 };
 
 /// The revision a store is at, and its leases with their seconds.
@@ -102,6 +101,11 @@ impl<'t> Commit<'t> {
             results.push(self.operate(operation)?);
         }
         self.end_revision();
+        for result in &mut results {
+            if let OperationResult::Range(page) = result {
+                page.revision = self.revision;
+            }
+        }
         Ok(Ok(Outcome {
             succeeded,
             revision: self.revision,
@@ -143,18 +147,12 @@ impl<'t> Commit<'t> {
             Operation::Get(key) => {
                 OperationResult::Got(read::entry(&self.versions, key, u64::MAX)?)
             }
-            Operation::Range(range) => OperationResult::Range(self.page(range)?),
+            Operation::Range(range) => {
+                // Past every revision: its own changes are seen, too.
+                let page = read::page(&self.versions, range, Revision(u64::MAX))?;
+                OperationResult::Range(page)
+            }
         })
-    }
-
-    /// What a transaction under way sees, its own changes included.
-    fn page(&self, range: &Range) -> Result<Page, redb::Error> {
-        let revision = if self.index == 0 {
-            self.revision
-        } else {
-            self.revision.next()
-        };
-        read::page(&self.versions, range, revision)
     }
 
     fn put(&mut self, key: &[u8], value: &[u8], lease: Option<LeaseId>) -> Result<(), redb::Error> {

@@ -25,11 +25,15 @@ impl Leases {
         self.ends.get(&id).is_some_and(|(_, end)| now < *end)
     }
 
-    /// Begins its time anew, unless it has ended.
-    pub fn keep_alive(&mut self, id: LeaseId, now: Instant) -> Option<Lease> {
-        let (ttl, end) = self.ends.get_mut(&id).filter(|(_, end)| now < *end)?;
-        *end = now + *ttl;
-        Some(Lease { id, ttl: *ttl })
+    /// Begins its time anew, unless it has ended; says whether it lives.
+    pub fn keep_alive(&mut self, id: LeaseId, now: Instant) -> bool {
+        match self.ends.get_mut(&id) {
+            Some((ttl, end)) if now < *end => {
+                *end = now + *ttl;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Takes a lease out.

@@ -342,7 +342,7 @@ impl Store for EmbeddedStore {
                 if asked > snapshot.revision {
                     return Err(Error::FutureRevision { asked });
                 }
-                if asked < snapshot.compacted {
+                if asked < snapshot.compacted || asked == Revision::ZERO {
                     return Err(Error::Compacted { asked });
                 }
             }
@@ -374,7 +374,7 @@ impl Store for EmbeddedStore {
         self.writer.grant(whole_seconds(ttl)).await
     }
 
-    async fn keep_alive(&self, lease: LeaseId) -> Result<Lease, Error> {
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), Error> {
         self.writer.keep_alive(lease).await
     }
 

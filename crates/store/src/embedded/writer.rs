@@ -32,7 +32,7 @@ type Reply<T> = oneshot::Sender<Result<T, Error>>;
 enum Request {
     Transact(Transaction, Reply<Outcome>),
     Grant(u64, Reply<Lease>),
-    KeepAlive(LeaseId, Reply<Lease>),
+    KeepAlive(LeaseId, Reply<()>),
     Revoke(LeaseId, Reply<()>),
     Compact(Revision, Reply<()>),
 }
@@ -89,7 +89,7 @@ impl Writer {
         self.ask(|reply| Request::Grant(seconds, reply)).await
     }
 
-    pub async fn keep_alive(&self, lease: LeaseId) -> Result<Lease, Error> {
+    pub async fn keep_alive(&self, lease: LeaseId) -> Result<(), Error> {
         self.ask(|reply| Request::KeepAlive(lease, reply)).await
     }
 
@@ -164,8 +164,11 @@ impl Worker {
                     let _ = reply.send(granted);
                 }
                 Request::KeepAlive(lease, reply) => {
-                    let kept = self.leases.keep_alive(lease, Instant::now());
-                    let _ = reply.send(kept.ok_or(Error::LeaseNotFound { lease }));
+                    let kept = match self.leases.keep_alive(lease, Instant::now()) {
+                        true => Ok(()),
+                        false => Err(Error::LeaseNotFound { lease }),
+                    };
+                    let _ = reply.send(kept);
                 }
                 Request::Revoke(lease, reply) => {
                     let _ = reply.send(self.revoke(lease));
