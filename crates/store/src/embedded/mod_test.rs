@@ -175,3 +175,21 @@ async fn many_callers_at_once_each_get_their_own_answer() {
     assert_eq!((entry.value.len(), entry.version), (50, 50));
     verified(&store).await;
 }
+
+#[tokio::test]
+async fn a_watch_that_compaction_just_reached_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(directory.path(), &EmbeddedOptions::default()).unwrap();
+    let first = store.put(&key("k"), vec![1]).await.unwrap();
+    let second = store.delete(&key("k")).await.unwrap();
+    let mut late = store.watch(&Prefix::ALL, first).await.unwrap();
+    let mut behind = store.watch(&Prefix::ALL, second).await.unwrap();
+    let mut ahead = store.watch(&Prefix::ALL, second.next()).await.unwrap();
+    store.compact(second).await.unwrap();
+    for watch in [&mut late, &mut behind] {
+        let error = watch.next().await.unwrap_err();
+        assert!(matches!(error, Error::Compacted { .. }), "{error}");
+    }
+    let third = store.put(&key("k"), vec![3]).await.unwrap();
+    assert_eq!(ahead.next().await.unwrap().revision, third);
+}
