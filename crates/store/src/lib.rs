@@ -8,16 +8,18 @@
 //!
 //! [`EmbeddedStore`] is a file on this host, for one daemon; [`EtcdStore`] is
 //! an etcd that the daemons of several hosts share. Above the trait,
-//! [`Collection`] keeps serde types under names.
+//! [`Collection`] keeps serde types under names, [`HeldLease`] keeps a lease alive.
 //!
 //! What this crate must never do: know what is stored in it, or let a
 //! provider's types out.
 #![forbid(unsafe_code)]
 
+mod collection;
 mod embedded;
 mod entry;
 mod error;
 mod etcd;
+mod held_lease;
 mod key;
 mod lease;
 mod revision;
@@ -25,10 +27,14 @@ mod store;
 mod transaction;
 mod watch;
 
+pub use collection::{
+    Change, Collection, CollectionError, CollectionWatch, ModifyError, Versioned,
+};
 pub use embedded::{EmbeddedOptions, EmbeddedStore, HistoryLimit, OpenError};
 pub use entry::{Entry, Page, Range};
 pub use error::{Cause, Error};
 pub use etcd::{EtcdOptions, EtcdStore, EtcdTls};
+pub use held_lease::HeldLease;
 pub use key::{Key, KeyError, Prefix};
 pub use lease::{Lease, LeaseId};
 pub use revision::Revision;

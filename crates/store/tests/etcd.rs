@@ -37,7 +37,7 @@ async fn a_watch_goes_on_when_etcd_comes_back() {
         return;
     };
     let mut options = etcd.options();
-    options.timeout = BRIEFLY;
+    options.timeout = Duration::from_secs(10);
     let store = EtcdStore::connect(&options).await.unwrap();
     let from = store.revision().await.unwrap().next();
     let mut watch = store.watch(&Prefix::ALL, from).await.unwrap();

@@ -62,7 +62,7 @@ enum Step {
     Grant(usize),
     Revoke(usize),
     KeepAlive(usize),
-    /// A lease of a second with these keys, left to its end.
+    /// A short lease with these keys, left to its end.
     Expire(Vec<usize>),
     /// Closes the store and opens it again, where it is ours to close.
     Reopen,
@@ -590,7 +590,7 @@ impl Case {
     }
 
     async fn expire(&mut self, names: &[usize]) {
-        let lease = self.store().grant(Duration::from_secs(1)).await.unwrap().id;
+        let lease = self.store().grant(Duration::from_secs(2)).await.unwrap().id;
         self.model.leases.push(Some(lease));
         let mut names = names.to_vec();
         names.sort_unstable();
@@ -682,7 +682,7 @@ fn config() -> ProptestConfig {
         ..ProptestConfig::default()
     };
     if std::env::var_os("PROPTEST_CASES").is_none() {
-        config.cases = 96;
+        config.cases = 64;
     }
     config
 }
