@@ -1,9 +1,11 @@
 //! Random steps on a provider and on a model of a few lines: both must agree
 //! on every answer, every state that can still be read, and every event.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod state;
+mod steps;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,203 +16,9 @@ use favo_store::{
     Watch,
 };
 use proptest::prelude::*;
+use state::{Model, State, Stored, found};
+use steps::{Do, If, KEYS, LEASES, PREFIXES, Step, What, When, range, step};
 use tempfile::TempDir;
-
-const KEYS: [&str; 6] = ["a", "a/1", "a/2", "ab", "b", "b/1"];
-/// Every one of them begins a key that [`Case::mark`] writes.
-const PREFIXES: [&str; 4] = ["", "a", "a/", "b"];
-const LEASES: usize = 3;
-
-/// A revision, said without knowing what the present one is.
-#[derive(Clone, Copy, Debug)]
-enum When {
-    Zero,
-    Back(u64),
-    Ahead(u64),
-    Modified(usize),
-    Created(usize),
-}
-
-#[derive(Clone, Debug)]
-enum What {
-    Created(When),
-    Modified(When),
-    Version(u64),
-    Value(u8),
-}
-
-#[derive(Clone, Debug)]
-struct If(usize, Relation, What);
-
-#[derive(Clone, Debug)]
-enum Do {
-    Put(usize, u8, Option<usize>),
-    Delete(usize),
-    DeletePrefix(usize),
-    Get(usize),
-    Range(usize, Option<usize>, usize),
-}
-
-#[derive(Clone, Debug)]
-enum Step {
-    Transact(Vec<If>, Vec<Do>, Vec<Do>),
-    Get(usize),
-    Range(usize, Option<usize>, usize, Option<When>),
-    Compact(u64),
-    Watch(usize, When),
-    Drain(usize),
-    Grant(usize),
-    Revoke(usize),
-    KeepAlive(usize),
-    /// A short lease with these keys, left to its end.
-    Expire(Vec<usize>),
-    /// Closes the store and opens it again, where it is ours to close.
-    Reopen,
-}
-
-fn when() -> impl Strategy<Value = When> {
-    prop_oneof![
-        1 => Just(When::Zero),
-        4 => (0..12_u64).prop_map(When::Back),
-        1 => (1..4_u64).prop_map(When::Ahead),
-        4 => (0..KEYS.len()).prop_map(When::Modified),
-        2 => (0..KEYS.len()).prop_map(When::Created),
-    ]
-}
-
-fn condition() -> impl Strategy<Value = If> {
-    let relation = prop_oneof![
-        3 => Just(Relation::Equal),
-        1 => Just(Relation::NotEqual),
-        1 => Just(Relation::Less),
-        1 => Just(Relation::Greater),
-    ];
-    let what = prop_oneof![
-        when().prop_map(What::Created),
-        when().prop_map(What::Modified),
-        (0..4_u64).prop_map(What::Version),
-        (0..4_u8).prop_map(What::Value),
-    ];
-    (0..KEYS.len(), relation, what).prop_map(|(key, relation, what)| If(key, relation, what))
-}
-
-fn operation() -> impl Strategy<Value = Do> {
-    let keys = 0..KEYS.len();
-    let prefixes = 0..PREFIXES.len();
-    prop_oneof![
-        8 => (keys.clone(), 0..4_u8, prop::option::weighted(0.3, 0..LEASES))
-            .prop_map(|(key, value, lease)| Do::Put(key, value, lease)),
-        3 => keys.clone().prop_map(Do::Delete),
-        1 => prefixes.clone().prop_map(Do::DeletePrefix),
-        2 => keys.clone().prop_map(Do::Get),
-        2 => (prefixes, prop::option::of(keys), 0..4_usize)
-            .prop_map(|(prefix, after, limit)| Do::Range(prefix, after, limit)),
-    ]
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    let keys = 0..KEYS.len();
-    let prefixes = 0..PREFIXES.len();
-    let operations = || prop::collection::vec(operation(), 0..5);
-    prop_oneof![
-        40 => (prop::collection::vec(condition(), 0..3), operations(), operations())
-            .prop_map(|(conditions, then, otherwise)| Step::Transact(conditions, then, otherwise)),
-        5 => keys.clone().prop_map(Step::Get),
-        15 => (prefixes.clone(), prop::option::of(keys.clone()), 0..4_usize, prop::option::of(when()))
-            .prop_map(|(prefix, after, limit, at)| Step::Range(prefix, after, limit, at)),
-        4 => (0..6_u64).prop_map(Step::Compact),
-        8 => (prefixes, when()).prop_map(|(prefix, from)| Step::Watch(prefix, from)),
-        8 => (0..4_usize).prop_map(Step::Drain),
-        8 => (0..LEASES).prop_map(Step::Grant),
-        4 => (0..LEASES).prop_map(Step::Revoke),
-        3 => (0..LEASES).prop_map(Step::KeepAlive),
-        1 => prop::collection::vec(keys, 1..4).prop_map(Step::Expire),
-        2 => Just(Step::Reopen),
-    ]
-}
-
-/// An entry, with revisions counted from the beginning of the case and leases
-/// by their place.
-#[derive(Clone, PartialEq, Debug)]
-struct Stored {
-    value: u8,
-    created: u64,
-    modified: u64,
-    version: u64,
-    lease: Option<LeaseId>,
-}
-
-type State = BTreeMap<String, Stored>;
-
-/// What a store is: its states, and what changed between them.
-struct Model {
-    /// The state at each revision, from the first.
-    states: Vec<State>,
-    /// What each revision changed, in order: what is stored since, or nothing.
-    changes: Vec<Vec<(String, Option<Stored>)>>,
-    compacted: u64,
-    leases: Vec<Option<LeaseId>>,
-}
-
-impl Model {
-    fn revision(&self) -> u64 {
-        self.states.len() as u64 - 1
-    }
-
-    fn state(&self) -> &State {
-        &self.states[self.states.len() - 1]
-    }
-
-    fn write(&self, state: &mut State, key: &str, value: u8, lease: Option<LeaseId>) -> Stored {
-        let modified = self.revision() + 1;
-        let (created, version) = match state.get(key) {
-            Some(before) => (before.created, before.version + 1),
-            None => (modified, 1),
-        };
-        let stored = Stored {
-            value,
-            created,
-            modified,
-            version,
-            lease,
-        };
-        state.insert(key.to_owned(), stored.clone());
-        stored
-    }
-
-    fn advance(&mut self, state: State, changes: Vec<(String, Option<Stored>)>) {
-        if !changes.is_empty() {
-            self.states.push(state);
-            self.changes.push(changes);
-        }
-    }
-
-    fn end_lease(&mut self, lease: LeaseId) {
-        let mut state = self.state().clone();
-        state.retain(|_, stored| stored.lease != Some(lease));
-        let gone = self.state().keys().filter(|key| !state.contains_key(*key));
-        let changes = gone.map(|key| (key.clone(), None)).collect();
-        self.advance(state, changes);
-    }
-}
-
-fn found(state: &State, range: &Range) -> (Vec<(String, Stored)>, bool) {
-    let mut all: Vec<_> = state
-        .iter()
-        .filter(|(key, _)| key.starts_with(range.prefix.as_str()))
-        .filter(|(key, _)| {
-            range
-                .after
-                .as_ref()
-                .is_none_or(|after| key.as_str() > after.as_str())
-        })
-        .map(|(key, stored)| (key.clone(), stored.clone()))
-        .collect();
-    let limit = range.limit.map_or(usize::MAX, usize::from);
-    let more = all.len() > limit;
-    all.truncate(limit);
-    (all, more)
-}
 
 /// A watch, and where the model says it is.
 struct Watching {
@@ -665,14 +473,6 @@ async fn open(directory: &TempDir) -> EmbeddedStore {
         }
     }
     panic!("someone holds the store");
-}
-
-fn range(name: usize, after: Option<usize>, limit: usize) -> Range {
-    let range = Range::prefix(&prefix(PREFIXES[name])).limit(limit);
-    match after {
-        Some(after) => range.after(&key(KEYS[after])),
-        None => range,
-    }
 }
 
 fn config() -> ProptestConfig {
