@@ -26,6 +26,7 @@ mod writer;
 use std::fmt;
 use std::fs;
 use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -177,7 +178,6 @@ impl EmbeddedStore {
             move |source| OpenError::Directory { what, path, source }
         };
         if !directory.is_dir() {
-            use std::os::unix::fs::DirBuilderExt;
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
@@ -204,6 +204,10 @@ impl EmbeddedStore {
                 .map_err(|e| damaged(&new, e.into()))?;
             tables::create(&database).map_err(|e| damaged(&new, e))?;
             drop(database);
+            // Resources hold secrets: nobody else reads them, whatever the
+            // directory allows.
+            let private = fs::Permissions::from_mode(0o600);
+            fs::set_permissions(&new, private).map_err(io("protect", &new))?;
             fs::rename(&new, &path).map_err(io("write", &path))?;
             sync(directory).map_err(io("write", directory))?;
         }

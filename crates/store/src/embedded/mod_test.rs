@@ -82,6 +82,8 @@ async fn a_store_that_was_never_finished_is_begun_anew() {
     fs::write(&new, "half a data").unwrap();
     let store = EmbeddedStore::open(directory.path(), &EmbeddedOptions::default()).unwrap();
     assert!(!new.exists());
+    let file = fs::metadata(directory.path().join("store.redb")).unwrap();
+    assert_eq!(file.permissions().mode() & 0o777, 0o600);
     verified(&store).await;
 }
 
