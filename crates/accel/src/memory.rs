@@ -12,9 +12,13 @@
 //! writes; whoever writes through a raw host pointer calls
 //! [`GuestMemory::mark_written`] afterwards.
 
+mod host;
 pub mod pages;
 
 use std::fmt;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -66,6 +70,9 @@ pub enum MemoryError {
         /// The host's answer.
         reason: String,
     },
+    /// A file that memory is to begin as does not describe all of it.
+    #[error("guest memory can't begin as a file: {0}")]
+    InvalidLayer(String),
     /// An access outside RAM.
     #[error("{length} bytes at guest address {address} are not all RAM")]
     OutOfRange {
@@ -85,8 +92,32 @@ pub struct GuestMemory {
 struct Shared {
     backend: MemoryBackend,
     regions: Vec<RamRegion>,
-    memfd: Option<OwnedFd>,
+    store: Store,
 }
+
+/// What is behind the mappings. Regions follow each other in a file without
+/// gaps.
+enum Store {
+    Anonymous,
+    Memfd(OwnedFd),
+    /// The files' bytes, until a page is written.
+    Layers(Vec<Layer>),
+}
+
+/// A file that guest memory begins as. Nobody writes it any more.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    /// The file: RAM's regions one after the other.
+    pub file: Arc<File>,
+    /// Which of it counts, in bytes from the file's start, whole pages,
+    /// ascending: the rest is as in the layers below. `None` for all of it,
+    /// as in the lowest.
+    pub ranges: Option<Vec<Range<u64>>>,
+}
+
+/// More pieces of files than this are read instead of mapped: the host limits
+/// how many mappings a process has (65,530 by default).
+const MOST_MAPPINGS: usize = 8192;
 
 /// One contiguous range of RAM.
 #[derive(Clone)]
@@ -121,23 +152,44 @@ impl GuestMemory {
         backing: MemoryBacking,
     ) -> Result<Self, MemoryError> {
         check_ranges(ranges)?;
-        let total = ByteCount(ranges.iter().map(|(_, size)| size.bytes()).sum());
+        let total = total(ranges);
+        let store = match backing {
+            MemoryBacking::Anonymous => Store::Anonymous,
+            MemoryBacking::Memfd => {
+                Store::Memfd(make_memfd(total).map_err(|error| map_error(total)(error))?)
+            }
+        };
+        Self::map(ranges, store)
+    }
+
+    /// Maps RAM that begins as `layers` say, the lowest first. Pages are read
+    /// when they are used and copied when they are written: how long this
+    /// takes does not depend on how much memory there is. The files must not
+    /// change or shrink while the memory lives.
+    pub fn copy_on_write(
+        ranges: &[(GuestAddress, ByteCount)],
+        layers: Vec<Layer>,
+    ) -> Result<Self, MemoryError> {
+        check_ranges(ranges)?;
+        check_layers(total(ranges), &layers)?;
+        let memory = Self::map(ranges, Store::Layers(layers))?;
+        memory
+            .lay_upper()
+            .map_err(|error| map_error(memory.size())(error))?;
+        Ok(memory)
+    }
+
+    fn map(ranges: &[(GuestAddress, ByteCount)], store: Store) -> Result<Self, MemoryError> {
+        let total = total(ranges);
         let map_error = |reason: String| MemoryError::Map {
             size: total,
             reason,
-        };
-
-        let memfd = match backing {
-            MemoryBacking::Anonymous => None,
-            MemoryBacking::Memfd => {
-                Some(make_memfd(total).map_err(|error| map_error(error.to_string()))?)
-            }
         };
         let mut mapped = Vec::with_capacity(ranges.len());
         let mut regions = Vec::with_capacity(ranges.len());
         let mut file_offset = 0;
         for &(start, size) in ranges {
-            let region = map_region(size, memfd.as_ref(), file_offset)
+            let region = map_region(size, &store, file_offset)
                 .map_err(|error| map_error(error.to_string()))?;
             file_offset += size.bytes();
             regions.push(RamRegion {
@@ -156,9 +208,156 @@ impl GuestMemory {
             shared: Arc::new(Shared {
                 backend,
                 regions,
-                memfd,
+                store,
             }),
         })
+    }
+
+    /// Puts the layers above the lowest in their places.
+    fn lay_upper(&self) -> io::Result<()> {
+        let Store::Layers(layers) = &self.shared.store else {
+            return Ok(());
+        };
+        let mut mappings = 0;
+        for layer in layers {
+            for range in layer.ranges.iter().flatten() {
+                for (region, part, offset) in self.in_regions(range) {
+                    let at = HostPointer(region.host_address.0.wrapping_add(part.start as usize));
+                    let length = part.end - part.start;
+                    mappings += 1;
+                    if mappings <= MOST_MAPPINGS {
+                        host::map_private(at, length, &*layer.file, offset)?;
+                    } else {
+                        self.read_layer(layer, region, part, offset)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn read_layer(
+        &self,
+        layer: &Layer,
+        region: &RamRegion,
+        part: Range<u64>,
+        offset: u64,
+    ) -> io::Result<()> {
+        use std::os::unix::fs::FileExt;
+        let mut page = [0; PAGE_SIZE as usize];
+        for at in part.clone().step_by(PAGE_SIZE as usize) {
+            let place = offset + (at - part.start);
+            layer.file.read_exact_at(&mut page, place)?;
+            let address = GuestAddress(region.start.0 + at);
+            self.write(address, &page).map_err(io::Error::other)?;
+        }
+        Ok(())
+    }
+
+    /// The parts of a range of the file that are in a region: the region, the
+    /// part from the region's start, and its offset in the file.
+    fn in_regions(&self, range: &Range<u64>) -> Vec<(&RamRegion, Range<u64>, u64)> {
+        let mut before = 0;
+        let mut parts = Vec::new();
+        for region in self.regions() {
+            let end = before + region.size.bytes();
+            let (from, to) = (range.start.max(before), range.end.min(end));
+            if from < to {
+                parts.push((region, from - before..to - before, from));
+            }
+            before = end;
+        }
+        parts
+    }
+
+    /// Where in a file of all regions, one after the other, an address of RAM
+    /// lies.
+    pub fn file_offset(&self, address: GuestAddress) -> Option<u64> {
+        let mut before = 0;
+        for region in self.regions() {
+            if let Some(offset) = address.checked_offset_from(region.start)
+                && offset < region.size.bytes()
+            {
+                return Some(before + offset);
+            }
+            before += region.size.bytes();
+        }
+        None
+    }
+
+    /// Which of RAM may be something else than zeroes, in bytes from the start
+    /// of a file of all regions: whole pages, ascending, not touching. For a
+    /// machine that stands still.
+    pub fn populated(&self) -> io::Result<Vec<Range<u64>>> {
+        let mut found = Vec::new();
+        let mut before = 0;
+        for region in self.regions() {
+            let length = region.size.bytes();
+            let in_file = before..before + length;
+            if let Store::Memfd(memfd) = &self.shared.store {
+                found.extend(host::file_data(memfd, in_file)?);
+            } else {
+                let own = host::own_pages(region.host_address, length)?;
+                let own = own.into_iter();
+                found.extend(own.map(|range| before + range.start..before + range.end));
+            }
+            before += length;
+        }
+        if let Store::Layers(layers) = &self.shared.store {
+            for layer in layers {
+                let whole = [0..before];
+                for range in layer.ranges.as_deref().unwrap_or(&whole) {
+                    found.extend(host::file_data(&*layer.file, range.clone())?);
+                }
+            }
+        }
+        Ok(host::union(found))
+    }
+
+    /// Reads bytes of a file of all regions, one after the other.
+    pub fn read_file_range(&self, offset: u64, buffer: &mut [u8]) -> Result<(), MemoryError> {
+        let mut done = 0;
+        let range = offset..offset.saturating_add(buffer.len() as u64);
+        for (region, part, _) in self.in_regions(&range) {
+            let length = (part.end - part.start) as usize;
+            let address = GuestAddress(region.start.0 + part.start);
+            self.read(address, &mut buffer[done..done + length])?;
+            done += length;
+        }
+        if done < buffer.len() {
+            return Err(out_of_range(GuestAddress(offset), buffer.len()));
+        }
+        Ok(())
+    }
+
+    /// Gives the host's memory behind whole pages of a region back: `length`
+    /// bytes from `offset`, which may then read as zeroes. It counts as a write.
+    pub fn discard(&self, region: &RamRegion, offset: u64, length: u64) -> io::Result<()> {
+        let whole = offset.is_multiple_of(PAGE_SIZE) && length.is_multiple_of(PAGE_SIZE);
+        let inside = offset
+            .checked_add(length)
+            .is_some_and(|end| end <= region.size.bytes());
+        let ours = self
+            .regions()
+            .iter()
+            .any(|own| own.host_address == region.host_address && own.size == region.size);
+        if !(whole && inside && ours) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let at = HostPointer(region.host_address.0.wrapping_add(offset as usize));
+        match &self.shared.store {
+            Store::Anonymous => host::discard_anonymous(at, length)?,
+            Store::Memfd(memfd) => {
+                let before = self.file_offset(region.start).unwrap_or(0);
+                let mode =
+                    rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+                rustix::fs::fallocate(memfd, mode, before + offset, length)?;
+            }
+            // To discard the copy would bring the file's page back.
+            Store::Layers(_) => host::map_zeroes(at, length)?,
+        }
+        self.mark_written(GuestAddress(region.start.0 + offset), length);
+        Ok(())
     }
 
     /// The view devices use. Every write through it is recorded.
@@ -174,7 +373,10 @@ impl GuestMemory {
     /// The file behind it, if [`MemoryBacking::Memfd`] was asked for. Regions
     /// follow each other in it without gaps.
     pub fn memfd(&self) -> Option<&OwnedFd> {
-        self.shared.memfd.as_ref()
+        match &self.shared.store {
+            Store::Memfd(memfd) => Some(memfd),
+            Store::Anonymous | Store::Layers(_) => None,
+        }
     }
 
     /// How much RAM there is.
@@ -287,19 +489,66 @@ fn make_memfd(size: ByteCount) -> std::io::Result<OwnedFd> {
     Ok(fd)
 }
 
+fn total(ranges: &[(GuestAddress, ByteCount)]) -> ByteCount {
+    ByteCount(ranges.iter().map(|(_, size)| size.bytes()).sum())
+}
+
+fn map_error(size: ByteCount) -> impl Fn(io::Error) -> MemoryError {
+    move |error| MemoryError::Map {
+        size,
+        reason: error.to_string(),
+    }
+}
+
+/// The lowest layer is all there, the others have whole pages of it.
+fn check_layers(total: ByteCount, layers: &[Layer]) -> Result<(), MemoryError> {
+    let invalid = |reason: String| Err(MemoryError::InvalidLayer(reason));
+    if !layers.first().is_some_and(|layer| layer.ranges.is_none()) {
+        return invalid("the lowest layer is not whole".to_owned());
+    }
+    for (number, layer) in layers.iter().enumerate() {
+        let bytes = match layer.file.metadata() {
+            Ok(metadata) => metadata.len(),
+            Err(error) => return invalid(error.to_string()),
+        };
+        if bytes < total.bytes() {
+            return invalid(format!(
+                "layer {number} has {bytes} bytes, the memory {}",
+                total.bytes()
+            ));
+        }
+        let mut end = 0;
+        for range in layer.ranges.iter().flatten() {
+            let whole =
+                range.start.is_multiple_of(PAGE_SIZE) && range.end.is_multiple_of(PAGE_SIZE);
+            if !whole || range.start < end || range.end <= range.start || range.end > total.bytes()
+            {
+                return invalid(format!(
+                    "layer {number} has a range {:#x}..{:#x} that can't be",
+                    range.start, range.end
+                ));
+            }
+            end = range.end;
+        }
+    }
+    Ok(())
+}
+
 fn map_region(
     size: ByteCount,
-    memfd: Option<&OwnedFd>,
+    store: &Store,
     file_offset: u64,
 ) -> std::io::Result<MmapRegion<PageTracker>> {
     let length = usize::try_from(size.bytes()).map_err(std::io::Error::other)?;
-    let (file, flags) = match memfd {
-        Some(fd) => {
-            let file = std::fs::File::from(fd.try_clone()?);
-            (Some(FileOffset::new(file, file_offset)), libc::MAP_SHARED)
+    let (file, flags) = match store {
+        Store::Memfd(fd) => (Some(File::from(fd.try_clone()?)), libc::MAP_SHARED),
+        Store::Layers(layers) => {
+            let lowest = layers.first().map(|layer| layer.file.try_clone());
+            (lowest.transpose()?, libc::MAP_PRIVATE)
         }
-        None => (None, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS),
+        Store::Anonymous => (None, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS),
     };
+    let file = file.map(|file| FileOffset::new(file, file_offset));
     let region = MmapRegion::build(
         file,
         length,
