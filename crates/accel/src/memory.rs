@@ -305,9 +305,9 @@ impl GuestMemory {
         }
         if let Store::Layers(layers) = &self.shared.store {
             for layer in layers {
-                let whole = [0..before];
-                for range in layer.ranges.as_deref().unwrap_or(&whole) {
-                    found.extend(host::file_data(&*layer.file, range.clone())?);
+                let whole = std::iter::once(0..before).filter(|_| layer.ranges.is_none());
+                for range in layer.ranges.iter().flatten().cloned().chain(whole) {
+                    found.extend(host::file_data(&*layer.file, range)?);
                 }
             }
         }
@@ -503,7 +503,7 @@ fn map_error(size: ByteCount) -> impl Fn(io::Error) -> MemoryError {
 /// The lowest layer is all there, the others have whole pages of it.
 fn check_layers(total: ByteCount, layers: &[Layer]) -> Result<(), MemoryError> {
     let invalid = |reason: String| Err(MemoryError::InvalidLayer(reason));
-    if !layers.first().is_some_and(|layer| layer.ranges.is_none()) {
+    if layers.first().is_none_or(|layer| layer.ranges.is_some()) {
         return invalid("the lowest layer is not whole".to_owned());
     }
     for (number, layer) in layers.iter().enumerate() {

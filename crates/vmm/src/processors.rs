@@ -165,13 +165,13 @@ impl Processors {
 
     /// Calls `look` with each processor in order, while they stand still.
     /// `None` if they don't.
-    pub fn visit<R>(&self, look: impl FnMut(&mut dyn Vcpu) -> R) -> Option<Vec<R>> {
+    pub fn visit<R>(&self, mut look: impl FnMut(&mut dyn Vcpu) -> R) -> Option<Vec<R>> {
         let mut orders = self.control.lock();
         if orders.command != Command::Pause || !orders.parked.iter().all(Option::is_some) {
             return None;
         }
         let parked = orders.parked.iter_mut().flatten();
-        Some(parked.map(Box::as_mut).map(look).collect())
+        Some(parked.map(|vcpu| look(vcpu.as_mut())).collect())
     }
 
     /// Stops the processors and hands them back in order, each between two
