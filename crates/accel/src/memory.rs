@@ -286,8 +286,8 @@ impl GuestMemory {
     }
 
     /// Which of RAM may be something else than zeroes, in bytes from the start
-    /// of a file of all regions: whole pages, ascending, not touching. For a
-    /// machine that stands still.
+    /// of a file of all regions: whole pages, ascending, not touching. What is
+    /// written meanwhile may be missing.
     pub fn populated(&self) -> io::Result<Vec<Range<u64>>> {
         let mut found = Vec::new();
         let mut before = 0;

@@ -393,10 +393,12 @@ fn a_name_is_taken_once_and_rests_are_removed() {
     assert_eq!(handle.run_state(), RunState::Running);
 }
 
+type Files = Vec<(String, Vec<u8>)>;
+
 /// The files of one snapshot; its base stays where it is.
 fn template() -> &'static [(String, Vec<u8>)] {
     use std::sync::OnceLock;
-    static TEMPLATE: OnceLock<(TempDir, Vec<(String, Vec<u8>)>)> = OnceLock::new();
+    static TEMPLATE: OnceLock<(TempDir, Files)> = OnceLock::new();
     let (_, files) = TEMPLATE.get_or_init(|| {
         let place = tempfile::tempdir().unwrap();
         let directory = snapshot(&place);

@@ -1,8 +1,9 @@
 //! Taking a snapshot of a machine.
 //!
-//! While the machine stands still its state is read, its memory copied to the
-//! file, and its overlays set aside; everything else (the overlays' data,
-//! checksums, making durable) is done while it runs on.
+//! Memory is copied to the file while the machine runs. Then it stands still:
+//! its state is read, the pages written meanwhile are copied again, and its
+//! overlays are set aside. Everything else (the overlays' data, checksums,
+//! making durable) is done while it runs on.
 
 use std::fs::File;
 use std::io;
@@ -152,7 +153,8 @@ fn sources(disks: &[Option<DiskSource>]) -> Result<Vec<DiskSource>, SnapshotErro
     disks.iter().enumerate().map(source).collect()
 }
 
-/// What must be done while the machine stands still.
+/// Copies memory while the machine runs, and then, while it stands still, what
+/// was written meanwhile and everything else that changes.
 fn take(
     body: &crate::machine::Body,
     memory: &File,
@@ -160,34 +162,42 @@ fn take(
     incremental: bool,
     disks: &[DiskSource],
 ) -> Result<Moment, SnapshotError> {
+    let ram = body.memory();
+    let log = body.partition.dirty_log();
+    let io = |action| SnapshotError::io(action, memory_path);
+    memory.set_len(ram.size().bytes()).map_err(io("writing"))?;
+    // From here on every write is in the log: what is copied too early is
+    // copied again.
+    let early = match (incremental, log) {
+        (true, Some(log)) => pages_as_ranges(ram, &log.take()?),
+        (true, None) => return Err(SnapshotError::NoParent),
+        (false, Some(log)) => {
+            log.start()?;
+            ram.populated().map_err(io("finding what to write to"))?
+        }
+        (false, None) => Vec::new(),
+    };
+    let mut memory_bytes = copy(ram, &early, memory, Zeroes::AreThere).map_err(io("writing"))?;
+
     let begin = Instant::now();
     let standing = body.stand()?;
+    let phase = |name: &str| tracing::debug!(phase = name, elapsed = ?begin.elapsed(), "snapshot");
+    phase("stands still");
     let moment = || {
         let state = standing.save()?;
-        let ram = body.memory();
-        let log = body.partition.dirty_log();
-        let ranges = match (incremental, log) {
-            (true, Some(log)) => Some(pages_as_ranges(ram, &log.take()?)),
-            (true, None) => return Err(SnapshotError::NoParent),
-            (false, log) => {
-                if let Some(log) = log {
-                    log.start()?;
-                }
-                None
-            }
+        phase("state read");
+        let late = match log {
+            Some(log) => pages_as_ranges(ram, &log.take()?),
+            None => ram.populated().map_err(io("finding what to write to"))?,
         };
-        let io = |action| SnapshotError::io(action, memory_path);
-        let memory_bytes = match &ranges {
-            Some(ranges) => copy(ram, ranges, memory).map_err(io("writing"))?,
-            None => {
-                let populated = ram.populated().map_err(io("finding what to write to"))?;
-                copy(ram, &populated, memory).map_err(io("writing"))?
-            }
-        };
+        phase("written pages known");
+        memory_bytes += copy(ram, &late, memory, Zeroes::MustBeMade).map_err(io("writing"))?;
+        phase("memory copied");
         let disks = disks.iter().map(disk_moment).collect::<Result<_, _>>()?;
+        phase("disks set aside");
         Ok(Moment {
             state,
-            ranges,
+            ranges: incremental.then(|| joined(early, late)),
             memory_bytes,
             disks,
             paused: Duration::ZERO,
@@ -201,6 +211,20 @@ fn take(
     })
 }
 
+/// Two lists of ranges as one: ascending, not touching.
+fn joined(mut ranges: Vec<Range<u64>>, more: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    ranges.extend(more);
+    ranges.sort_by_key(|range| range.start);
+    let mut joined: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => joined.push(range),
+        }
+    }
+    joined
+}
+
 fn pages_as_ranges(memory: &GuestMemory, pages: &[favo_types::GuestAddress]) -> Vec<Range<u64>> {
     let mut ranges: Vec<Range<u64>> = Vec::new();
     for at in pages.iter().filter_map(|page| memory.file_offset(*page)) {
@@ -212,11 +236,24 @@ fn pages_as_ranges(memory: &GuestMemory, pages: &[favo_types::GuestAddress]) -> 
     ranges
 }
 
-/// Copies ranges of RAM to their places in a file; pages of zeroes stay holes.
+/// What is in the file where a page of zeroes belongs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Zeroes {
+    /// A hole: nothing is to be done.
+    AreThere,
+    /// Maybe something else.
+    MustBeMade,
+}
+
+/// Copies ranges of RAM to their places in a file; pages of zeroes are holes.
 /// How many bytes were written.
-fn copy(memory: &GuestMemory, ranges: &[Range<u64>], file: &File) -> io::Result<u64> {
+fn copy(
+    memory: &GuestMemory,
+    ranges: &[Range<u64>],
+    file: &File,
+    zeroes: Zeroes,
+) -> io::Result<u64> {
     const PIECE: u64 = 1 << 20;
-    file.set_len(memory.size().bytes())?;
     let mut buffer = vec![0; PIECE as usize];
     let mut written = 0;
     for range in ranges {
@@ -227,31 +264,43 @@ fn copy(memory: &GuestMemory, ranges: &[Range<u64>], file: &File) -> io::Result<
             memory
                 .read_file_range(at, bytes)
                 .map_err(io::Error::other)?;
-            written += write_pages(file, at, bytes)?;
+            written += write_pages(file, at, bytes, zeroes)?;
             at += length;
         }
     }
     Ok(written)
 }
 
-/// Writes the pages that are not zero, in runs.
-fn write_pages(file: &File, offset: u64, bytes: &[u8]) -> io::Result<u64> {
+/// Writes pages in runs that are all zeroes or all not.
+fn write_pages(file: &File, offset: u64, bytes: &[u8], zeroes: Zeroes) -> io::Result<u64> {
     const PAGE: usize = PAGE_SIZE as usize;
     let is_zero = |page: &[u8]| page.iter().all(|byte| *byte == 0);
     let (mut at, mut written) = (0, 0);
     while at < bytes.len() {
+        let empty = is_zero(&bytes[at..bytes.len().min(at + PAGE)]);
         let run = bytes[at..].chunks(PAGE);
-        if is_zero(&bytes[at..bytes.len().min(at + PAGE)]) {
-            at += PAGE;
-            continue;
-        }
-        let pages = run.take_while(|page| !is_zero(page)).count();
+        let pages = run.take_while(|page| is_zero(page) == empty).count();
         let end = bytes.len().min(at + pages * PAGE);
-        file.write_all_at(&bytes[at..end], offset + at as u64)?;
-        written += (end - at) as u64;
+        if !empty {
+            file.write_all_at(&bytes[at..end], offset + at as u64)?;
+            written += (end - at) as u64;
+        } else if zeroes == Zeroes::MustBeMade {
+            make_hole(file, offset + at as u64, &bytes[at..end])?;
+        }
         at = end;
     }
     Ok(written)
+}
+
+fn make_hole(file: &File, offset: u64, zeroes: &[u8]) -> io::Result<()> {
+    use rustix::fs::FallocateFlags;
+    let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    match rustix::fs::fallocate(file, mode, offset, zeroes.len() as u64) {
+        Ok(()) => Ok(()),
+        // A file system without holes.
+        Err(rustix::io::Errno::OPNOTSUPP) => file.write_all_at(zeroes, offset),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn disk_moment(source: &DiskSource) -> Result<DiskMoment, SnapshotError> {
