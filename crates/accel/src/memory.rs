@@ -13,20 +13,21 @@
 //! [`GuestMemory::mark_written`] afterwards.
 
 mod host;
+mod layers;
 pub mod pages;
 
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use favo_types::{ByteCount, GuestAddress};
 use vm_memory::{
     Bytes, FileOffset, GuestMemoryBackend as _, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
 };
 
+pub use layers::Layer;
 pub use pages::{PageTracker, RegionPages};
 
 /// Bytes in the smallest page.
@@ -92,32 +93,17 @@ pub struct GuestMemory {
 struct Shared {
     backend: MemoryBackend,
     regions: Vec<RamRegion>,
-    store: Store,
+    store: Mutex<Store>,
 }
 
 /// What is behind the mappings. Regions follow each other in a file without
 /// gaps.
 enum Store {
     Anonymous,
-    Memfd(OwnedFd),
+    Memfd(Arc<File>),
     /// The files' bytes, until a page is written.
     Layers(Vec<Layer>),
 }
-
-/// A file that guest memory begins as. Nobody writes it any more.
-#[derive(Clone, Debug)]
-pub struct Layer {
-    /// The file: RAM's regions one after the other.
-    pub file: Arc<File>,
-    /// Which of it counts, in bytes from the file's start, whole pages,
-    /// ascending: the rest is as in the layers below. `None` for all of it,
-    /// as in the lowest.
-    pub ranges: Option<Vec<Range<u64>>>,
-}
-
-/// More pieces of files than this are read instead of mapped: the host limits
-/// how many mappings a process has (65,530 by default).
-const MOST_MAPPINGS: usize = 8192;
 
 /// One contiguous range of RAM.
 #[derive(Clone)]
@@ -156,7 +142,7 @@ impl GuestMemory {
         let store = match backing {
             MemoryBacking::Anonymous => Store::Anonymous,
             MemoryBacking::Memfd => {
-                Store::Memfd(make_memfd(total).map_err(|error| map_error(total)(error))?)
+                Store::Memfd(Arc::new(make_memfd(total).map_err(map_error(total))?))
             }
         };
         Self::map(ranges, store)
@@ -171,10 +157,10 @@ impl GuestMemory {
         layers: Vec<Layer>,
     ) -> Result<Self, MemoryError> {
         check_ranges(ranges)?;
-        check_layers(total(ranges), &layers)?;
-        let memory = Self::map(ranges, Store::Layers(layers))?;
+        layers::check(total(ranges), &layers)?;
+        let memory = Self::map(ranges, Store::Layers(layers.clone()))?;
         memory
-            .lay_upper()
+            .lay_upper(&layers)
             .map_err(|error| map_error(memory.size())(error))?;
         Ok(memory)
     }
@@ -208,50 +194,9 @@ impl GuestMemory {
             shared: Arc::new(Shared {
                 backend,
                 regions,
-                store,
+                store: Mutex::new(store),
             }),
         })
-    }
-
-    /// Puts the layers above the lowest in their places.
-    fn lay_upper(&self) -> io::Result<()> {
-        let Store::Layers(layers) = &self.shared.store else {
-            return Ok(());
-        };
-        let mut mappings = 0;
-        for layer in layers {
-            for range in layer.ranges.iter().flatten() {
-                for (region, part, offset) in self.in_regions(range) {
-                    let at = HostPointer(region.host_address.0.wrapping_add(part.start as usize));
-                    let length = part.end - part.start;
-                    mappings += 1;
-                    if mappings <= MOST_MAPPINGS {
-                        host::map_private(at, length, &*layer.file, offset)?;
-                    } else {
-                        self.read_layer(layer, region, part, offset)?;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn read_layer(
-        &self,
-        layer: &Layer,
-        region: &RamRegion,
-        part: Range<u64>,
-        offset: u64,
-    ) -> io::Result<()> {
-        use std::os::unix::fs::FileExt;
-        let mut page = [0; PAGE_SIZE as usize];
-        for at in part.clone().step_by(PAGE_SIZE as usize) {
-            let place = offset + (at - part.start);
-            layer.file.read_exact_at(&mut page, place)?;
-            let address = GuestAddress(region.start.0 + at);
-            self.write(address, &page).map_err(io::Error::other)?;
-        }
-        Ok(())
     }
 
     /// The parts of a range of the file that are in a region: the region, the
@@ -289,12 +234,13 @@ impl GuestMemory {
     /// of a file of all regions: whole pages, ascending, not touching. What is
     /// written meanwhile may be missing.
     pub fn populated(&self) -> io::Result<Vec<Range<u64>>> {
+        let store = self.store();
         let mut found = Vec::new();
         let mut before = 0;
         for region in self.regions() {
             let length = region.size.bytes();
             let in_file = before..before + length;
-            if let Store::Memfd(memfd) = &self.shared.store {
+            if let Store::Memfd(memfd) = &*store {
                 found.extend(host::file_data(memfd, in_file)?);
             } else {
                 let own = host::own_pages(region.host_address, length)?;
@@ -303,7 +249,7 @@ impl GuestMemory {
             }
             before += length;
         }
-        if let Store::Layers(layers) = &self.shared.store {
+        if let Store::Layers(layers) = &*store {
             for layer in layers {
                 let whole = std::iter::once(0..before).filter(|_| layer.ranges.is_none());
                 for range in layer.ranges.iter().flatten().cloned().chain(whole) {
@@ -345,7 +291,7 @@ impl GuestMemory {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let at = HostPointer(region.host_address.0.wrapping_add(offset as usize));
-        match &self.shared.store {
+        match &*self.store() {
             Store::Anonymous => host::discard_anonymous(at, length)?,
             Store::Memfd(memfd) => {
                 let before = self.file_offset(region.start).unwrap_or(0);
@@ -360,6 +306,13 @@ impl GuestMemory {
         Ok(())
     }
 
+    fn store(&self) -> MutexGuard<'_, Store> {
+        self.shared
+            .store
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The view devices use. Every write through it is recorded.
     pub fn backend(&self) -> &MemoryBackend {
         &self.shared.backend
@@ -372,9 +325,9 @@ impl GuestMemory {
 
     /// The file behind it, if [`MemoryBacking::Memfd`] was asked for. Regions
     /// follow each other in it without gaps.
-    pub fn memfd(&self) -> Option<&OwnedFd> {
-        match &self.shared.store {
-            Store::Memfd(memfd) => Some(memfd),
+    pub fn memfd(&self) -> Option<Arc<File>> {
+        match &*self.store() {
+            Store::Memfd(memfd) => Some(memfd.clone()),
             Store::Anonymous | Store::Layers(_) => None,
         }
     }
@@ -483,10 +436,11 @@ fn check_ranges(ranges: &[(GuestAddress, ByteCount)]) -> Result<(), MemoryError>
     Ok(())
 }
 
-fn make_memfd(size: ByteCount) -> std::io::Result<OwnedFd> {
-    let fd = rustix::fs::memfd_create("favo-guest-memory", rustix::fs::MemfdFlags::CLOEXEC)?;
-    rustix::fs::ftruncate(&fd, size.bytes())?;
-    Ok(fd)
+fn make_memfd(size: ByteCount) -> io::Result<File> {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING;
+    let file = File::from(rustix::fs::memfd_create("favo-guest-memory", flags)?);
+    file.set_len(size.bytes())?;
+    Ok(file)
 }
 
 fn total(ranges: &[(GuestAddress, ByteCount)]) -> ByteCount {
@@ -500,40 +454,6 @@ fn map_error(size: ByteCount) -> impl Fn(io::Error) -> MemoryError {
     }
 }
 
-/// The lowest layer is all there, the others have whole pages of it.
-fn check_layers(total: ByteCount, layers: &[Layer]) -> Result<(), MemoryError> {
-    let invalid = |reason: String| Err(MemoryError::InvalidLayer(reason));
-    if layers.first().is_none_or(|layer| layer.ranges.is_some()) {
-        return invalid("the lowest layer is not whole".to_owned());
-    }
-    for (number, layer) in layers.iter().enumerate() {
-        let bytes = match layer.file.metadata() {
-            Ok(metadata) => metadata.len(),
-            Err(error) => return invalid(error.to_string()),
-        };
-        if bytes < total.bytes() {
-            return invalid(format!(
-                "layer {number} has {bytes} bytes, the memory {}",
-                total.bytes()
-            ));
-        }
-        let mut end = 0;
-        for range in layer.ranges.iter().flatten() {
-            let whole =
-                range.start.is_multiple_of(PAGE_SIZE) && range.end.is_multiple_of(PAGE_SIZE);
-            if !whole || range.start < end || range.end <= range.start || range.end > total.bytes()
-            {
-                return invalid(format!(
-                    "layer {number} has a range {:#x}..{:#x} that can't be",
-                    range.start, range.end
-                ));
-            }
-            end = range.end;
-        }
-    }
-    Ok(())
-}
-
 fn map_region(
     size: ByteCount,
     store: &Store,
@@ -541,7 +461,7 @@ fn map_region(
 ) -> std::io::Result<MmapRegion<PageTracker>> {
     let length = usize::try_from(size.bytes()).map_err(std::io::Error::other)?;
     let (file, flags) = match store {
-        Store::Memfd(fd) => (Some(File::from(fd.try_clone()?)), libc::MAP_SHARED),
+        Store::Memfd(fd) => (Some(fd.try_clone()?), libc::MAP_SHARED),
         Store::Layers(layers) => {
             let lowest = layers.first().map(|layer| layer.file.try_clone());
             (lowest.transpose()?, libc::MAP_PRIVATE)

@@ -120,7 +120,7 @@ fn logging_and_cached_code_share_a_page() {
 
 fn file_of(bytes: u64, writes: &[(u64, &[u8])]) -> Arc<File> {
     use std::os::unix::fs::FileExt;
-    let file = File::from(make_memfd(ByteCount(bytes)).unwrap());
+    let file = make_memfd(ByteCount(bytes)).unwrap();
     for (at, bytes) in writes {
         file.write_all_at(bytes, *at).unwrap();
     }
@@ -230,6 +230,7 @@ fn populated_finds_what_was_written() {
 
 #[test]
 fn layers_that_can_not_be_are_refused() {
+    let one = |range: Range<u64>| Some(Vec::from([range]));
     let layer = |bytes, ranges| Layer {
         file: file_of(bytes, &[]),
         ranges,
@@ -240,11 +241,11 @@ fn layers_that_can_not_be_are_refused() {
         vec![layer(0x11_0000, Some(vec![]))],
         vec![
             layer(0x11_0000, None),
-            layer(0x11_0000, Some(vec![0x1000..0x1800])),
+            layer(0x11_0000, one(0x1000..0x1800)),
         ],
         vec![
             layer(0x11_0000, None),
-            layer(0x11_0000, Some(vec![0x10_f000..0x11_1000])),
+            layer(0x11_0000, one(0x10_f000..0x11_1000)),
         ],
         vec![
             layer(0x11_0000, None),
@@ -255,5 +256,46 @@ fn layers_that_can_not_be_are_refused() {
             GuestMemory::copy_on_write(&SPLIT, layers),
             Err(MemoryError::InvalidLayer(_))
         ));
+    }
+}
+
+#[test]
+fn what_is_frozen_stays_and_the_machine_goes_on() {
+    let layered = GuestMemory::copy_on_write(
+        &SPLIT,
+        vec![Layer {
+            file: file_of(0x11_1000, &[(0x2000, b"old"), (0x10_4000, b"old")]),
+            ranges: None,
+        }],
+    );
+    let many = || GuestMemory::new(&SPLIT, MemoryBacking::Memfd).unwrap();
+    let anonymous = GuestMemory::new(&SPLIT, MemoryBacking::Anonymous).unwrap();
+    for memory in [anonymous, many(), layered.unwrap()] {
+        let mut moments = Vec::new();
+        for round in 0..6u8 {
+            let here = u64::from(round) * 0x2_1000;
+            memory.write(GuestAddress(here), &[round + 1]).unwrap();
+            memory.write(GuestAddress(0x7000), &[round + 1]).unwrap();
+            memory
+                .write(GuestAddress((1 << 32) + 0x1000), &[round + 1])
+                .unwrap();
+            if round == 3 {
+                // Nothing to freeze but what was frozen.
+                let first = memory.freeze().unwrap().len();
+                assert_eq!(memory.freeze().unwrap().len(), first);
+            }
+            let mut bytes = vec![0; 0x11_0000];
+            memory.read_file_range(0, &mut bytes).unwrap();
+            moments.push((memory.freeze().unwrap(), bytes));
+        }
+        memory.write(GuestAddress(0x7000), &[99]).unwrap();
+        for (layers, expected) in moments {
+            let clone = GuestMemory::copy_on_write(&SPLIT, layers).unwrap();
+            let mut bytes = vec![0; 0x11_0000];
+            clone.read_file_range(0, &mut bytes).unwrap();
+            assert!(bytes == expected);
+            clone.write(GuestAddress(0x7000), &[77]).unwrap();
+        }
+        assert_eq!(byte(&memory, 0x7000), 99);
     }
 }

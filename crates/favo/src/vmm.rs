@@ -2,6 +2,7 @@
 //! steer it. `favo run --control` serves the same socket.
 
 mod client;
+mod fork;
 pub mod host;
 pub mod owner;
 mod serve;
@@ -24,7 +25,8 @@ Examples:
   favo vmm snapshot /run/web.sock /srv/web-1     write all of it to a new directory
   favo vmm serve /run/web2.sock &                a VM process without a machine
   favo vmm restore /run/web2.sock /srv/web-1     it goes on there
-  favo vmm exec /run/web2.sock -- uptime         by the guest's agent")]
+  favo vmm exec /run/web2.sock -- uptime         by the guest's agent
+  favo vmm fork /run/web2.sock 20                twenty more, in milliseconds")]
 pub struct Args {
     #[command(subcommand)]
     verb: Verb,
@@ -83,6 +85,19 @@ enum Verb {
         /// The snapshot.
         directory: PathBuf,
     },
+    /// Make clones of a running machine, each in a process of its own.
+    ///
+    /// They share its memory and its throw-away disks until one of them writes; the guest hears
+    /// that its generation changed. Their control sockets are SOCKET.1, SOCKET.2 and so on.
+    Fork {
+        /// The control socket.
+        socket: PathBuf,
+        /// How many.
+        #[arg(default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        count: u32,
+        #[command(flatten)]
+        format: FormatArgs,
+    },
     /// Run a command in the guest, by its agent.
     Exec {
         /// The control socket.
@@ -115,6 +130,11 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
             format,
         } => client::snapshot(&socket, &directory, incremental, format.output),
         Verb::Restore { socket, directory } => client::restore(&socket, &directory),
+        Verb::Fork {
+            socket,
+            count,
+            format,
+        } => fork::run(&socket, count, format.output),
         Verb::Exec { socket, command } => client::exec(&socket, &command),
         Verb::Verify { directory, format } => client::verify(&directory, format.output),
     }

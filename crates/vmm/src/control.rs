@@ -21,6 +21,7 @@
 
 mod client;
 mod server;
+mod wire;
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -32,17 +33,18 @@ use serde::{Deserialize, Serialize};
 pub use client::{Client, ClientError};
 pub use server::Server;
 
+use crate::clone::{Cloned, MachineClone};
 use crate::machine::{LifecycleError, RunState};
 use crate::snapshot::{SnapshotError, SnapshotId, SnapshotReport};
 
 /// The version of the protocol described here.
 pub const VERSION: u32 = 1;
 
-/// The longest line.
-const MOST_BYTES: u64 = 1 << 20;
+/// The longest line. A clone's has the state of 64 processors.
+const MOST_BYTES: usize = 8 << 20;
 
 /// What a VM process can be asked for.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Request {
@@ -70,10 +72,19 @@ pub enum Request {
     /// The connection of the guest's agent: [`Answer::Agent`], and with its
     /// line comes a descriptor (`SCM_RIGHTS`).
     Agent,
+    /// The machine as another one: [`Answer::Forked`], and with its line come
+    /// the clone's descriptors.
+    Fork,
+    /// Become a clone, in a process that has no machine yet; its descriptors
+    /// come with the line. It may be adopted by several processes.
+    Adopt {
+        /// What [`Answer::Forked`] had.
+        machine: Box<MachineClone>,
+    },
 }
 
 /// What a verb returns.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Answer {
@@ -94,6 +105,13 @@ pub enum Answer {
     },
     /// The agent's connection comes along.
     Agent,
+    /// A clone.
+    Forked {
+        /// How long the guest stood still, in microseconds.
+        paused_us: u64,
+        /// It.
+        machine: Box<MachineClone>,
+    },
 }
 
 /// How a VM process is.
@@ -127,6 +145,18 @@ impl From<SnapshotReport> for Answer {
             paused_us: report.paused.as_micros() as u64,
             took_us: report.took.as_micros() as u64,
             memory_bytes: report.memory_bytes,
+        }
+    }
+}
+
+impl From<Cloned> for Reply {
+    fn from(cloned: Cloned) -> Self {
+        Self {
+            answer: Answer::Forked {
+                paused_us: cloned.paused.as_micros() as u64,
+                machine: Box::new(cloned.machine),
+            },
+            descriptors: cloned.descriptors,
         }
     }
 }
@@ -184,28 +214,29 @@ impl From<LifecycleError> for ControlError {
     }
 }
 
-/// An answer, and the descriptor that goes with it.
+/// An answer, and the descriptors that go with it.
 #[derive(Debug)]
 pub struct Reply {
     /// What is said.
     pub answer: Answer,
     /// What is handed over.
-    pub descriptor: Option<OwnedFd>,
+    pub descriptors: Vec<OwnedFd>,
 }
 
 impl From<Answer> for Reply {
     fn from(answer: Answer) -> Self {
         Self {
             answer,
-            descriptor: None,
+            descriptors: Vec::new(),
         }
     }
 }
 
 /// Does what is asked for. Called on a thread of each connection.
 pub trait Handler: Send + Sync + 'static {
-    /// Does it, and returns when it is done.
-    fn handle(&self, request: Request) -> Result<Reply, ControlError>;
+    /// Does it, and returns when it is done. `descriptors` came with the
+    /// request.
+    fn handle(&self, request: Request, descriptors: Vec<OwnedFd>) -> Result<Reply, ControlError>;
 }
 
 /// A line from the client.

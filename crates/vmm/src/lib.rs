@@ -5,11 +5,12 @@
 //! * [`kernel`], [`linux_boot`]: a Linux kernel, read and placed.
 //! * [`machine`]: all of it put together, started, watched and stopped.
 //! * [`control`]: the socket by which a VM process is steered.
-//! * [`snapshot`]: a machine in a directory.
+//! * [`snapshot`]: a machine in a directory; [`clone`](mod@clone): one as another.
 //! * [`processors`], [`serial_io`], [`outcome`]: its threads and its end.
 //!
 //! Called by the command line; knows nothing of images, agents or terminals.
 
+pub mod clone;
 pub mod control;
 pub mod cpu;
 pub mod engine;

@@ -34,6 +34,7 @@ mod write;
 use std::path::{Path, PathBuf};
 
 pub use manifest::{Manifest, SnapshotId};
+pub(crate) use read::spec_of;
 pub use read::{RestoreParts, Snapshot, Verified, verify};
 pub use write::{Last, SnapshotOptions, SnapshotReport, write};
 

@@ -104,6 +104,18 @@ pub struct NetworkArgs {
     publish: Vec<Publish>,
 }
 
+impl NetworkArgs {
+    /// Whether other machines may be on the network.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.network, Choice::Shared(_))
+    }
+
+    /// Takes the published ports away.
+    pub fn publish_nothing(&mut self) {
+        self.publish.clear();
+    }
+}
+
 /// A machine's plug in its network.
 #[derive(Default)]
 pub struct Attachment {

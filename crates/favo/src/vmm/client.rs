@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::output::{Format, print_json, print_line};
 use crate::{Failure, exit};
 
-fn ask(socket: &Path, request: &Request) -> Result<Reply, Failure> {
+pub fn ask(socket: &Path, request: &Request) -> Result<Reply, Failure> {
     let answered = Client::connect(socket).and_then(|mut client| client.ask(request));
     answered.map_err(|error| {
         let status = match &error {
@@ -32,7 +32,7 @@ fn ask(socket: &Path, request: &Request) -> Result<Reply, Failure> {
     })
 }
 
-fn strange(answer: &Answer) -> Failure {
+pub fn strange(answer: &Answer) -> Failure {
     Failure::new(format!(
         "the VM process answered something else: {answer:?}"
     ))
@@ -133,7 +133,7 @@ fn millis(micros: u64) -> String {
 /// `favo vmm exec`.
 pub fn exec(socket: &Path, command: &[String]) -> Result<ExitCode, Failure> {
     let reply = ask(socket, &Request::Agent)?;
-    let Some(descriptor) = reply.descriptor else {
+    let Some(descriptor) = reply.descriptors.into_iter().next() else {
         return Err(strange(&reply.answer));
     };
     let stream = UnixStream::from(descriptor);

@@ -1,11 +1,13 @@
 //! Does what a control socket asks for, with the machine of this process.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use favo_agent::protocol::DEFAULT_VSOCK_PORT;
+use favo_vmm::clone::{self, MachineClone};
 use favo_vmm::control::{Answer, ControlError, Handler, Reply, Request, Server, Status};
 use favo_vmm::machine::{Machine, MachineHandle};
 use favo_vmm::snapshot::{self, SnapshotOptions};
@@ -27,8 +29,16 @@ pub struct Current {
     pub agent: Option<Arc<AgentDoor>>,
 }
 
-/// Makes a machine of a snapshot.
-pub type Restore = dyn Fn(&Path) -> Result<Current, ControlError> + Send + Sync;
+/// What a machine is made of in a process that has none.
+pub enum Origin<'a> {
+    /// A snapshot in this directory.
+    Snapshot(&'a Path),
+    /// A clone, with its descriptors.
+    Clone(Box<MachineClone>, Vec<OwnedFd>),
+}
+
+/// Makes a machine.
+pub type Restore = dyn Fn(Origin<'_>) -> Result<Current, ControlError> + Send + Sync;
 
 /// See the module.
 pub struct Host {
@@ -102,7 +112,16 @@ impl Host {
         Ok(Answer::from(report).into())
     }
 
-    fn restore(&self, directory: &Path) -> Result<Reply, ControlError> {
+    fn fork(&self) -> Result<Reply, ControlError> {
+        let (handle, owner, _) = self.machine()?;
+        let owner = owner.for_clone()?;
+        let owner = owner
+            .value()
+            .map_err(|error| ControlError::new("not-saveable", error, ""))?;
+        Ok(clone::fork(&handle, owner)?.into())
+    }
+
+    fn restore(&self, origin: Origin<'_>) -> Result<Reply, ControlError> {
         let mut current = self.lock();
         let Some(restore) = self.restore.as_ref().filter(|_| current.is_none()) else {
             return Err(ControlError::new(
@@ -111,7 +130,7 @@ impl Host {
                 "start another process with 'favo vmm serve'",
             ));
         };
-        *current = Some(restore(directory)?);
+        *current = Some(restore(origin)?);
         Ok(Answer::Done.into())
     }
 
@@ -127,7 +146,7 @@ impl Host {
         match agent.take(AGENT_PATIENCE) {
             Some(stream) => Ok(Reply {
                 answer: Answer::Agent,
-                descriptor: Some(stream.into()),
+                descriptors: vec![stream.into()],
             }),
             None => Err(ControlError::new(
                 "no-agent",
@@ -142,7 +161,7 @@ impl Host {
 }
 
 impl Handler for Host {
-    fn handle(&self, request: Request) -> Result<Reply, ControlError> {
+    fn handle(&self, request: Request, descriptors: Vec<OwnedFd>) -> Result<Reply, ControlError> {
         let machine = || self.machine().map(|(handle, ..)| handle);
         match request {
             Request::Status => self.status(),
@@ -162,7 +181,9 @@ impl Handler for Host {
                 directory,
                 incremental,
             } => self.snapshot(&directory, incremental),
-            Request::Restore { directory } => self.restore(&directory),
+            Request::Restore { directory } => self.restore(Origin::Snapshot(&directory)),
+            Request::Fork => self.fork(),
+            Request::Adopt { machine } => self.restore(Origin::Clone(machine, descriptors)),
             Request::Agent => self.agent(),
             other => Err(ControlError::new(
                 "unsupported",

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,7 +14,7 @@ use favo_vmm::serial_io::{SerialInput, SerialIo, SerialOutput};
 use favo_vmm::snapshot::{RestoreParts, Snapshot, SnapshotError};
 
 use super::Accel;
-use super::host::{self, AgentDoor, Current, Host};
+use super::host::{self, AgentDoor, Current, Host, Origin};
 use super::owner::Owner;
 use crate::mailbox::{Event, Mailbox};
 use crate::run::network::{self, Attachment};
@@ -50,8 +50,8 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let escape = raw.is_some().then_some(terminal::ESCAPE);
     let restore = {
         let (restored, mailbox) = (restored.clone(), mailbox.clone());
-        move |directory: &Path| {
-            let (machine, current) = restore(directory, &engine, &mailbox, escape)?;
+        move |origin: Origin<'_>| {
+            let (machine, current) = restore(origin, &engine, &mailbox, escape)?;
             *restored.lock().unwrap_or_else(PoisonError::into_inner) = Some(machine);
             Ok(current)
         }
@@ -62,7 +62,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         if let Some(directory) = &args.restore {
             use favo_vmm::control::{Handler, Request};
             let directory = directory.clone();
-            host.handle(Request::Restore { directory })?;
+            host.handle(Request::Restore { directory }, Vec::new())?;
         }
         wait_for_end(&mailbox)
     };
@@ -89,29 +89,27 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
 }
 
 fn restore(
-    directory: &Path,
+    origin: Origin<'_>,
     engine: &Engine,
     mailbox: &Arc<Mailbox>,
     escape: Option<u8>,
 ) -> Result<(Restored, Current), ControlError> {
-    let failed =
-        |code: &'static str| move |failure: Failure| ControlError::new(code, failure.message, "");
-    let snapshot = Snapshot::open(directory)?;
-    let manifest = snapshot.manifest();
-    let owner: Owner = serde_json::from_value(manifest.owner.clone()).map_err(|error| {
-        let error = SnapshotError::Misfit(format!("what favo kept with it: {error}"));
-        ControlError::from(error)
-    })?;
-    let cpus = manifest.config.cpus;
-    let (network, cards) =
-        network::attach(&owner.network, &owner.name, cpus).map_err(failed("network"))?;
     let scratch = favo_image::state_directory()
         .map_err(|error| ControlError::new("io", error, "set FAVO_STATE_DIR"))?;
-    let spec = snapshot.into_spec(RestoreParts {
-        cards,
-        console: None,
-        scratch,
-    })?;
+    let plug = |owner: &serde_json::Value, cpus: u32| plug(owner, cpus, scratch.clone());
+    let (owner, network, parts, spec);
+    match origin {
+        Origin::Snapshot(directory) => {
+            let snapshot = Snapshot::open(directory)?;
+            let manifest = snapshot.manifest();
+            (owner, network, parts) = plug(&manifest.owner, manifest.config.cpus)?;
+            spec = snapshot.into_spec(parts)?;
+        }
+        Origin::Clone(machine, descriptors) => {
+            (owner, network, parts) = plug(&machine.owner, machine.config.cpus)?;
+            spec = machine.into_spec(descriptors, parts)?;
+        }
+    }
     let serial = serial(escape)
         .map_err(|error| ControlError::new("io", format!("connecting the console: {error}"), ""))?;
     let receiver = mailbox.clone();
@@ -128,6 +126,26 @@ fn restore(
         _network: network,
     };
     Ok((restored, current))
+}
+
+/// What of a machine is this host's, made as its owner had it.
+fn plug(
+    owner: &serde_json::Value,
+    cpus: u32,
+    scratch: PathBuf,
+) -> Result<(Owner, Attachment, RestoreParts), ControlError> {
+    let owner: Owner = serde_json::from_value(owner.clone()).map_err(|error| {
+        let error = SnapshotError::Misfit(format!("what favo kept with it: {error}"));
+        ControlError::from(error)
+    })?;
+    let (network, cards) = network::attach(&owner.network, &owner.name, cpus)
+        .map_err(|failure| ControlError::new("network", failure.message, ""))?;
+    let parts = RestoreParts {
+        cards,
+        console: None,
+        scratch,
+    };
+    Ok((owner, network, parts))
 }
 
 fn machine_error(error: MachineError) -> ControlError {

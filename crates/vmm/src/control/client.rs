@@ -1,13 +1,11 @@
 //! The other end of a control socket.
 
-use std::io::{self, IoSliceMut, Write};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
-
+use super::wire::Wire;
 use super::{
     AnswerBody, AnswerLine, ControlError, MOST_BYTES, Reply, Request, RequestLine, VERSION,
 };
@@ -40,7 +38,7 @@ pub enum ClientError {
 
 /// A connection to a VM process.
 pub struct Client {
-    stream: UnixStream,
+    wire: Wire,
     path: PathBuf,
 }
 
@@ -49,7 +47,7 @@ impl Client {
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
         match UnixStream::connect(path) {
             Ok(stream) => Ok(Self {
-                stream,
+                wire: Wire::new(stream),
                 path: path.to_owned(),
             }),
             Err(source) => Err(ClientError::Io {
@@ -62,8 +60,18 @@ impl Client {
 
     /// Asks, and waits until it is done.
     pub fn ask(&mut self, request: &Request) -> Result<Reply, ClientError> {
+        self.ask_with(request, &[])
+    }
+
+    /// Asks, with descriptors that go along.
+    pub fn ask_with(
+        &mut self,
+        request: &Request,
+        descriptors: &[OwnedFd],
+    ) -> Result<Reply, ClientError> {
+        let path = self.path.clone();
         let io = |action| {
-            let path = self.path.clone();
+            let path = path.clone();
             move |source| ClientError::Io {
                 action,
                 path,
@@ -71,7 +79,7 @@ impl Client {
             }
         };
         let protocol = |reason: String| ClientError::Protocol {
-            path: self.path.clone(),
+            path: path.clone(),
             reason,
         };
         let line = RequestLine {
@@ -80,46 +88,23 @@ impl Client {
         };
         let mut bytes = serde_json::to_vec(&line).map_err(|error| protocol(error.to_string()))?;
         bytes.push(b'\n');
-        (&self.stream).write_all(&bytes).map_err(io("writing to"))?;
-        let (line, descriptor) = receive(&self.stream).map_err(io("reading from"))?;
+        self.wire
+            .write(&bytes, descriptors)
+            .map_err(io("writing to"))?;
+        let line = self.wire.read(MOST_BYTES).map_err(io("reading from"))?;
+        let line = line.ok_or_else(|| protocol("it closed the connection".to_owned()))?;
+        let descriptors = line.descriptors;
         let line: AnswerLine =
-            serde_json::from_slice(&line).map_err(|error| protocol(error.to_string()))?;
+            serde_json::from_slice(&line.bytes).map_err(|error| protocol(error.to_string()))?;
         if line.version != VERSION {
             return Err(protocol(format!("it has version {}", line.version)));
         }
         match line.answer {
-            AnswerBody::Ok(answer) => Ok(Reply { answer, descriptor }),
+            AnswerBody::Ok(answer) => Ok(Reply {
+                answer,
+                descriptors,
+            }),
             AnswerBody::Error(error) => Err(error.into()),
         }
     }
-}
-
-/// One line, and the descriptor that came with it.
-fn receive(stream: &UnixStream) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
-    let mut line = Vec::new();
-    let mut descriptor = None;
-    let mut buffer = [0; 4096];
-    while line.last() != Some(&b'\n') {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let received = rustix::net::recvmsg(
-            stream,
-            &mut [IoSliceMut::new(&mut buffer)],
-            &mut control,
-            RecvFlags::CMSG_CLOEXEC,
-        )?;
-        for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(mut fds) = message {
-                descriptor = fds.next().or(descriptor);
-            }
-        }
-        if received.bytes == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        line.extend(&buffer[..received.bytes]);
-        if line.len() as u64 > MOST_BYTES {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-    }
-    Ok((line, descriptor))
 }

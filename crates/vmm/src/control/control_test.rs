@@ -8,7 +8,7 @@ use super::*;
 struct Toy;
 
 impl Handler for Toy {
-    fn handle(&self, request: Request) -> Result<Reply, ControlError> {
+    fn handle(&self, request: Request, _: Vec<OwnedFd>) -> Result<Reply, ControlError> {
         match request {
             Request::Pause => Ok(Answer::Done.into()),
             Request::Agent => {
@@ -16,7 +16,7 @@ impl Handler for Toy {
                 (&ours).write_all(b"the agent").unwrap();
                 Ok(Reply {
                     answer: Answer::Agent,
-                    descriptor: Some(theirs.into()),
+                    descriptors: vec![theirs.into()],
                 })
             }
             other => Err(ControlError::new(
@@ -56,7 +56,7 @@ fn requests_are_answered_in_order_and_errors_have_one_shape() {
     }
     let reply = client.ask(&Request::Agent).unwrap();
     let mut said = String::new();
-    UnixStream::from(reply.descriptor.unwrap())
+    UnixStream::from(reply.descriptors.into_iter().next().unwrap())
         .read_to_string(&mut said)
         .unwrap();
     assert_eq!(said, "the agent");
@@ -90,7 +90,7 @@ fn lines_that_are_no_requests_are_refused_by_name() {
     assert_eq!(answer, "{\"version\":1,\"ok\":{\"kind\":\"done\"}}");
     // A line without end is not kept.
     let stream = UnixStream::connect(&path).unwrap();
-    let _ = (&stream).write_all(&vec![b'x'; 2 << 20]);
+    let _ = (&stream).write_all(&vec![b'x'; 9 << 20]);
     let mut answer = String::new();
     let _ = (&stream).read_to_string(&mut answer);
     assert!(answer.is_empty() || answer.contains("too long"), "{answer}");

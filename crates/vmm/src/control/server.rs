@@ -1,7 +1,6 @@
 //! The VM process's end of the control socket.
 
-use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -10,11 +9,9 @@ use std::thread::JoinHandle;
 
 use favo_devices::virtio::event::EventFd;
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
-    SocketFlags, SocketType,
-};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use super::wire::{Line, Wire};
 use super::{
     AnswerBody, AnswerLine, ControlError, Handler, MOST_BYTES, Reply, RequestLine, VERSION,
 };
@@ -154,40 +151,34 @@ fn accept(
         let handler = handler.clone();
         let thread = std::thread::Builder::new()
             .name("control-peer".into())
-            .spawn(move || serve(&own, handler.as_ref()))?;
+            .spawn(move || serve(own, handler.as_ref()))?;
         open.push(Connection { stream, thread });
     }
 }
 
-fn serve(stream: &UnixStream, handler: &dyn Handler) {
-    let mut reader = BufReader::new(stream);
+fn serve(stream: UnixStream, handler: &dyn Handler) {
+    let mut wire = Wire::new(stream);
     loop {
-        let mut line = Vec::new();
-        match reader
-            .by_ref()
-            .take(MOST_BYTES)
-            .read_until(b'\n', &mut line)
-        {
-            Ok(0) | Err(_) => break,
-            Ok(_) => {}
-        }
-        let complete = line.last() == Some(&b'\n');
-        let result = match complete {
-            true => answer(&line, handler),
-            false => Err(ControlError::new(
-                "bad-request",
-                "the line is too long, or ends without a line feed",
-                "send each request as one line",
-            )),
+        let (result, last) = match wire.read(MOST_BYTES) {
+            Ok(Some(line)) => (answer(line, handler), false),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => (
+                Err(ControlError::new(
+                    "bad-request",
+                    "the line is too long, or ends without a line feed",
+                    "send each request as one line",
+                )),
+                true,
+            ),
+            Ok(None) | Err(_) => break,
         };
-        if send(stream, result).is_err() || !complete {
+        if send(&wire, result).is_err() || last {
             break;
         }
     }
-    let _ = stream.shutdown(std::net::Shutdown::Both);
+    let _ = wire.stream().shutdown(std::net::Shutdown::Both);
 }
 
-fn answer(line: &[u8], handler: &dyn Handler) -> Result<Reply, ControlError> {
+fn answer(line: Line, handler: &dyn Handler) -> Result<Reply, ControlError> {
     #[derive(serde::Deserialize)]
     struct Version {
         version: u32,
@@ -199,7 +190,7 @@ fn answer(line: &[u8], handler: &dyn Handler) -> Result<Reply, ControlError> {
             "see 'favo vmm --help' for the verbs",
         )
     };
-    let Version { version } = serde_json::from_slice(line).map_err(malformed)?;
+    let Version { version } = serde_json::from_slice(&line.bytes).map_err(malformed)?;
     if version != VERSION {
         return Err(ControlError::new(
             "unsupported-version",
@@ -207,32 +198,19 @@ fn answer(line: &[u8], handler: &dyn Handler) -> Result<Reply, ControlError> {
             "use the favo that started the machine",
         ));
     }
-    let line: RequestLine = serde_json::from_slice(line).map_err(malformed)?;
-    handler.handle(line.request)
+    let request: RequestLine = serde_json::from_slice(&line.bytes).map_err(malformed)?;
+    handler.handle(request.request, line.descriptors)
 }
 
-fn send(mut stream: &UnixStream, result: Result<Reply, ControlError>) -> io::Result<()> {
-    let (answer, descriptor) = match result {
-        Ok(reply) => (AnswerBody::Ok(reply.answer), reply.descriptor),
-        Err(error) => (AnswerBody::Error(error), None),
+fn send(wire: &Wire, result: Result<Reply, ControlError>) -> io::Result<()> {
+    let (answer, descriptors) = match result {
+        Ok(reply) => (AnswerBody::Ok(reply.answer), reply.descriptors),
+        Err(error) => (AnswerBody::Error(error), Vec::new()),
     };
     let mut line = serde_json::to_vec(&AnswerLine {
         version: VERSION,
         answer,
     })?;
     line.push(b'\n');
-    let Some(descriptor) = descriptor else {
-        return stream.write_all(&line);
-    };
-    let fds = [descriptor.as_fd()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    control.push(SendAncillaryMessage::ScmRights(&fds));
-    let sent = rustix::net::sendmsg(
-        stream,
-        &[IoSlice::new(&line)],
-        &mut control,
-        SendFlags::NOSIGNAL,
-    )?;
-    stream.write_all(&line[sent..])
+    wire.write(&line, &descriptors)
 }

@@ -5,12 +5,11 @@ use std::sync::Arc;
 
 use favo_accel::memory::Layer;
 use favo_block::{BlockImage, OverlayLayer};
-use favo_types::ByteCount;
 
 use super::manifest::{DiskRecord, Manifest, SnapshotId, Sum};
 use super::write::identify;
 use super::{SnapshotError, seal};
-use crate::machine::config::{DiskConfig, DiskSource};
+use crate::machine::config::{DiskConfig, DiskSource, MachineConfig};
 use crate::machine::{
     BootSource, CardSpec, ClockStep, ConsoleEnds, DiskSpec, MachineSpec, SavedMachine,
 };
@@ -77,38 +76,15 @@ impl Snapshot {
     /// The machine it is of, ready to be started: it goes on where it was.
     pub fn into_spec(self, parts: RestoreParts) -> Result<MachineSpec, SnapshotError> {
         let config = &self.manifest.config;
-        let cards = parts.cards.iter().map(|card| card.card.mac);
-        if !cards.eq(config.cards.iter().copied()) {
-            return Err(SnapshotError::Misfit(format!(
-                "it had {} network cards; here are others, or as many with other addresses",
-                config.cards.len()
-            )));
-        }
-        if config.console != parts.console.is_some() {
-            return Err(SnapshotError::Misfit(
-                "only one of it and what is here has a console".to_owned(),
-            ));
-        }
         let disks = config.disks.iter().zip(&self.manifest.disks);
         let disks = disks.map(|(config, record)| self.disk(config, record, &parts.scratch));
         let disks = disks.collect::<Result<_, _>>()?;
-        Ok(MachineSpec {
-            cpus: config.cpus,
-            features: None,
-            memory: ByteCount(config.memory),
-            disks,
-            cards: parts.cards,
-            vsock_cid: config.vsock_cid,
-            rng: config.rng,
-            balloon: config.balloon,
-            console: parts.console,
-            backing: favo_accel::MemoryBacking::default(),
-            boot: BootSource::Saved(Box::new(SavedMachine {
-                memory: self.memory,
-                state: self.manifest.state,
-                clock: ClockStep::Stand,
-            })),
-        })
+        let saved = SavedMachine {
+            memory: self.memory,
+            state: self.manifest.state,
+            clock: ClockStep::Stand,
+        };
+        spec_of(config, saved, disks, parts)
     }
 
     fn disk(
@@ -136,6 +112,40 @@ impl Snapshot {
         }
         .into())
     }
+}
+
+/// A saved machine with what it is made of and what is this host's.
+pub(crate) fn spec_of(
+    config: &MachineConfig,
+    saved: SavedMachine,
+    disks: Vec<DiskSpec>,
+    parts: RestoreParts,
+) -> Result<MachineSpec, SnapshotError> {
+    let cards = parts.cards.iter().map(|card| card.card.mac);
+    if !cards.eq(config.cards.iter().copied()) {
+        return Err(SnapshotError::Misfit(format!(
+            "it had {} network cards; here are others, or as many with other addresses",
+            config.cards.len()
+        )));
+    }
+    if config.console != parts.console.is_some() {
+        return Err(SnapshotError::Misfit(
+            "only one of it and what is here has a console".to_owned(),
+        ));
+    }
+    Ok(MachineSpec {
+        cpus: config.cpus,
+        features: None,
+        memory: config.memory(),
+        disks,
+        cards: parts.cards,
+        vsock_cid: config.vsock_cid,
+        rng: config.rng,
+        balloon: config.balloon,
+        console: parts.console,
+        backing: favo_accel::MemoryBacking::default(),
+        boot: BootSource::Saved(Box::new(saved)),
+    })
 }
 
 /// A bit for each cluster of 4 KiB.
