@@ -17,6 +17,15 @@ struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        // Clones are nobody's children here.
+        let entries = std::fs::read_dir(self.directory.path())
+            .into_iter()
+            .flatten();
+        for path in entries.flatten().map(|entry| entry.path()) {
+            if std::os::unix::net::UnixStream::connect(&path).is_ok() {
+                self.vmm(&["stop", utf8(&path)]);
+            }
+        }
         for machine in &mut self.machines {
             let _ = machine.kill();
             let _ = machine.wait();
@@ -399,6 +408,7 @@ fn a_linux_guest_goes_on_with_its_processes_disk_network_and_agent() {
             .status;
         assert_eq!(status.code(), Some(7));
     }
+    clones_differ(&place, &served[0].0);
     // What was restored can be saved, and that restored.
     let again = place.path("again");
     place.ok(&["snapshot", &served[2].0, utf8(&again)]);
@@ -410,4 +420,33 @@ fn a_linux_guest_goes_on_with_its_processes_disk_network_and_agent() {
     place.ok(&["restore", &socket, utf8(&again)]);
     let said_there = place.ok(&["exec", &socket, "--", "sh", "-c", CHECK]);
     assert!(said_there.contains("2 own"), "{said_there}");
+}
+
+/// Clones of a machine and of a clone: each goes on by itself, with a disk,
+/// random numbers and a clock of its own.
+fn clones_differ(place: &Place, socket: &str) {
+    place.ok(&["fork", socket, "2"]);
+    let (first, second) = (format!("{socket}.1"), format!("{socket}.2"));
+    place.ok(&["fork", &first]);
+    let clones = [first.clone(), second, format!("{first}.1")];
+    let mut random = Vec::new();
+    for clone in &clones {
+        let said_there = place.ok(&["exec", clone, "--", "sh", "-c", CHECK]);
+        assert!(said_there.contains("2 own"), "{said_there}");
+        let script = "od -An -tx8 -N8 /dev/urandom; date +%s";
+        let said_there = place.ok(&["exec", clone, "--", "sh", "-c", script]);
+        let mut lines = said_there.lines();
+        random.push(lines.next().unwrap().to_owned());
+        let clock: u64 = lines.next().unwrap().parse().unwrap();
+        let now = std::time::SystemTime::UNIX_EPOCH
+            .elapsed()
+            .unwrap()
+            .as_secs();
+        assert!(now.abs_diff(clock) < 10, "{now} {clock}");
+    }
+    assert!(random[0] != random[1] && random[1] != random[2] && random[0] != random[2]);
+    for clone in &clones {
+        place.ok(&["stop", clone]);
+        wait_until(|| !Path::new(clone).exists());
+    }
 }

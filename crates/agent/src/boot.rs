@@ -13,6 +13,7 @@ mod mounts;
 mod network;
 mod options;
 mod power;
+mod renew;
 
 use std::fs;
 use std::io;
@@ -174,9 +175,9 @@ fn serve(options: &Options) -> Result<(), BootError> {
         let reap_all = Some(reap_all);
         match server::serve(host, ServeOptions { reap_all })? {
             server::Outcome::PowerOff => return Ok(()),
-            // The machine was restored from a snapshot, or whoever ran a
-            // command is done: there may be another.
-            server::Outcome::Disconnected => {}
+            // The machine was restored from a snapshot or cloned, or whoever
+            // ran a command is done: there may be another.
+            server::Outcome::Disconnected => renew::renew(),
         }
     }
 }

@@ -10,7 +10,7 @@
 //! are open for reading.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
@@ -80,9 +80,13 @@ pub fn fork(machine: &MachineHandle, owner: serde_json::Value) -> Result<Cloned,
     let failed = |action| SnapshotError::io(action, Path::new("the machine"));
     let begin = Instant::now();
     let standing = body.stand()?;
+    let phase = |name: &str| tracing::debug!(phase = name, elapsed = ?begin.elapsed(), "fork");
+    phase("stands still");
     let moment = || {
         let state = standing.save()?;
+        phase("state read");
         let memory = body.memory().freeze().map_err(failed("freezing"))?;
+        phase("memory frozen");
         let layers = disks.iter().map(|disk| match disk.image.freeze() {
             Some(layers) => Ok(layers?),
             None => Ok(Vec::new()),
@@ -185,14 +189,10 @@ fn disk(
     let mut layers = Vec::new();
     let mut files = files.into_iter();
     while let (Some(file), Some(bitmap)) = (files.next(), files.next()) {
-        let mut bytes = Vec::new();
-        bitmap
-            .take(capacity / (8 * 4096) + 2)
-            .read_to_end(&mut bytes)
-            .map_err(SnapshotError::io(
-                "reading what was written to",
-                &config.path,
-            ))?;
+        let bytes = bitmap_of(&bitmap, capacity).map_err(SnapshotError::io(
+            "reading what was written to",
+            &config.path,
+        ))?;
         let layer = OverlayLayer::from_parts(file, &bytes, capacity).map_err(SnapshotError::io(
             "adopting what was written to",
             &config.path,
@@ -207,6 +207,17 @@ fn disk(
         image,
         config: config.clone(),
     })
+}
+
+/// All of a bitmap's file. At its places: whoever else adopts the clone has the
+/// same open file, and its position with it.
+fn bitmap_of(file: &File, capacity: u64) -> io::Result<Vec<u8>> {
+    use std::os::unix::fs::FileExt;
+    let most = capacity / (8 * 4096) + 2;
+    let length = file.metadata()?.len().min(most);
+    let mut bytes = vec![0; length as usize];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::*;
 use crate::machine::test::{alphabet, engines, follows, kernel, said, spec, start, tail};
 use crate::machine::{Machine, RunState};
+use crate::snapshot::test::disk;
 use crate::snapshot::{self, SnapshotOptions};
 
 fn adopt(
@@ -35,6 +36,8 @@ fn clones_and_clones_of_clones_go_on_on_their_own() {
         ] {
             let mut spec = spec(kernel(&[&alphabet()]));
             spec.backing = backing;
+            let place = tempfile::tempdir().unwrap();
+            spec.disks.push(disk(&place).into());
             let (io, tail) = tail();
             let (original, _ended) = start(spec, accelerator.as_ref(), io).unwrap();
             said(&tail, 3);
@@ -49,8 +52,15 @@ fn clones_and_clones_of_clones_go_on_on_their_own() {
             said(&a_tail, 2);
             let third = fork(&a.handle(), serde_json::Value::Null).unwrap();
             let (d, d_tail) = adopt(&third, accelerator.as_ref());
+            // Each has what was written to the disk before, and its own.
+            for (number, machine) in (0..).zip([&a, &b, &c, &d]) {
+                let source = machine.body_for_tests().disks[0].clone().unwrap();
+                let mut bytes = [0; 7];
+                source.image.read_at(7000, &mut bytes).unwrap();
+                assert_eq!(&bytes, b"written", "{number}");
+                source.image.write_at(7000, &[number; 7]).unwrap();
+            }
             // A clone can be in a snapshot.
-            let place = tempfile::tempdir().unwrap();
             let directory = place.path().join("snapshot");
             snapshot::write(&d.handle(), &directory, SnapshotOptions::default()).unwrap();
             snapshot::verify(&directory).unwrap();

@@ -183,4 +183,4 @@ impl SnapshotError {
 
 #[cfg(test)]
 #[path = "snapshot/snapshot_test.rs"]
-mod test;
+pub(crate) mod test;

@@ -116,7 +116,9 @@ fn start(socket: PathBuf, engine: &str) -> Result<Waiting, Failure> {
         .arg(&socket)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::inherit())
+        // What goes wrong is told over its socket; a pipe that it kept open
+        // would keep whoever reads our errors waiting.
+        .stderr(Stdio::null())
         // Ctrl-C here is not meant for it.
         .process_group(0)
         .spawn()?;

@@ -28,7 +28,7 @@ fn running(
     (machine, ended, tail)
 }
 
-fn disk(place: &TempDir) -> DiskSource {
+pub(crate) fn disk(place: &TempDir) -> DiskSource {
     let path = place.path().join("base");
     if !path.exists() {
         let bytes: Vec<u8> = (0..1 << 20).map(|at: u32| (at >> 9) as u8).collect();
