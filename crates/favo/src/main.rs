@@ -13,6 +13,7 @@ mod output;
 mod progress;
 mod run;
 mod terminal;
+mod vmm;
 
 use std::process::ExitCode;
 
@@ -41,6 +42,8 @@ enum Command {
     Run(run::Args),
     /// Make, import, list and remove images.
     Image(image::Args),
+    /// Steer a machine by its control socket: pause, snapshot, restore.
+    Vmm(vmm::Args),
     /// Say what this host can do, and which engine favo would use.
     Doctor(doctor::Args),
 }
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Run(args) => run::run(args),
         Command::Image(args) => image::run(args),
+        Command::Vmm(args) => vmm::run(args),
         Command::Doctor(args) => doctor::run(args),
     };
     outcome.unwrap_or_else(|failure| {

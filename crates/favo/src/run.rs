@@ -3,7 +3,7 @@
 mod direct;
 mod disks;
 mod guest;
-mod network;
+pub mod network;
 mod publish;
 mod stats;
 
@@ -11,15 +11,18 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use favo_accel::EngineKind;
+use favo_accel::{EngineKind, MemoryBacking};
 use favo_image::ImageName;
 use favo_types::ByteCount;
+use favo_vmm::control::Server;
 use favo_vmm::engine::{self, Engine, EngineChoice};
 use favo_vmm::machine::{EndReport, Machine, MachineSpec};
 use favo_vmm::outcome::Outcome;
 use favo_vmm::serial_io::SerialIo;
 
 use crate::mailbox::{Event, Mailbox};
+use crate::vmm::host::Host;
+use crate::vmm::owner::Owner;
 use crate::{Failure, exit};
 
 /// Runs one virtual machine in the foreground, from an image or from a kernel.
@@ -85,14 +88,28 @@ pub struct Args {
     /// Start the image's own init (systemd), with the serial console as terminal.
     #[arg(long, conflicts_with_all = ["kernel", "command"])]
     boot: bool,
+    /// Serve a control socket there: pause, resume, snapshot, fork; see favo vmm.
+    #[arg(long, value_name = "SOCKET")]
+    control: Option<PathBuf>,
     /// Give the command a terminal.
     #[arg(short, long, requires = "command")]
     tty: bool,
 }
 
+impl Args {
+    /// Memory that clones can share costs huge pages: only who may be cloned
+    /// has it.
+    fn backing(&self) -> MemoryBacking {
+        match self.control {
+            Some(_) => MemoryBacking::Memfd,
+            None => MemoryBacking::Anonymous,
+        }
+    }
+}
+
 /// The engines by name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
-enum Accel {
+pub enum Accel {
     /// The faster of those there are.
     #[default]
     Auto,
@@ -130,6 +147,19 @@ fn open_engine(args: &Args) -> Result<Engine, Failure> {
     Ok(engine)
 }
 
+/// Serves the control socket of `--control`, if there is one, for a machine
+/// that is called `name` on its network.
+fn serve_control(args: &Args, machine: &Machine, name: &str) -> Result<Option<Server>, Failure> {
+    let Some(path) = &args.control else {
+        return Ok(None);
+    };
+    let owner = Owner {
+        name: name.to_owned(),
+        network: args.network.clone(),
+    };
+    Host::serve_run(path, machine, owner).map(Some)
+}
+
 /// Starts a machine whose end arrives in `mailbox`.
 fn start(
     spec: MachineSpec,
@@ -148,13 +178,13 @@ fn start(
 }
 
 /// How a machine left to itself came to its end.
-enum End {
+pub enum End {
     Outcome(Outcome),
     Signal(i32),
 }
 
 /// Waits for the end of a machine, or for a signal that wants it.
-fn wait_for_end(mailbox: &Mailbox) -> End {
+pub fn wait_for_end(mailbox: &Mailbox) -> End {
     loop {
         match mailbox.wait(None) {
             Some(Event::Ended(outcome)) => return End::Outcome(outcome),
@@ -167,6 +197,6 @@ fn wait_for_end(mailbox: &Mailbox) -> End {
     }
 }
 
-fn killed_by(signal: i32) -> ExitCode {
+pub fn killed_by(signal: i32) -> ExitCode {
     ExitCode::from(128u8.saturating_add(signal as u8))
 }

@@ -7,11 +7,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use favo_vmm::kernel::Kernel;
-use favo_vmm::machine::{DirectBoot, MachineSpec};
+use favo_vmm::machine::{BootSource, DirectBoot, MachineSpec};
 use favo_vmm::outcome::Outcome;
 use favo_vmm::serial_io::{SerialInput, SerialIo, SerialOutput};
 
-use super::{Args, End, disks, killed_by, network, open_engine, start, wait_for_end};
+use super::{
+    Args, End, disks, killed_by, network, open_engine, serve_control, start, wait_for_end,
+};
 use crate::mailbox::Mailbox;
 use crate::terminal::{self, RawMode};
 use crate::{Failure, exit};
@@ -34,12 +36,14 @@ pub fn run_kernel(args: &Args, kernel: &Path) -> Result<ExitCode, Failure> {
     let (_network, cards) = network::attach(&args.network, NAME, args.cpus)?;
     let spec = MachineSpec {
         cpus: args.cpus,
+        features: None,
         memory: args.memory,
-        boot: DirectBoot {
+        boot: BootSource::Kernel(DirectBoot {
             kernel,
             initrd,
             command_line,
-        },
+        }),
+        backing: args.backing(),
         disks: disks::open(&args.disk)?,
         cards,
         vsock_cid: None,
@@ -47,11 +51,11 @@ pub fn run_kernel(args: &Args, kernel: &Path) -> Result<ExitCode, Failure> {
         balloon: true,
         console: None,
     };
-    run_serial(args, spec)
+    run_serial(args, spec, NAME)
 }
 
 /// Runs a machine on this process's standard input and output.
-pub fn run_serial(args: &Args, spec: MachineSpec) -> Result<ExitCode, Failure> {
+pub fn run_serial(args: &Args, spec: MachineSpec, name: &str) -> Result<ExitCode, Failure> {
     let engine = open_engine(args)?;
     let mailbox = Mailbox::with_signals()?;
     let end = {
@@ -65,7 +69,9 @@ pub fn run_serial(args: &Args, spec: MachineSpec) -> Result<ExitCode, Failure> {
             output: SerialOutput::Fd(duplicate(io::stdout())?),
         };
         let machine = start(spec, &engine, serial, &mailbox)?;
+        let control = serve_control(args, &machine, name)?;
         let end = wait_for_end(&mailbox);
+        drop(control);
         if let End::Signal(_) = end {
             machine.handle().stop();
         }

@@ -18,6 +18,7 @@ use favo_net::plane::Plane;
 use favo_net::segment::{self, Peers, SegmentError};
 use favo_net::uplink::Uplink;
 use favo_vmm::machine::CardSpec;
+use serde::{Deserialize, Serialize};
 
 use super::publish::Publish;
 use crate::Failure;
@@ -34,7 +35,8 @@ const HOST_NUMBER: u32 = 2;
 const MOST_QUEUES: u32 = 4;
 
 /// Which network the machine is on.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Choice {
     /// A network of its own, which reaches what you reach.
     User,
@@ -42,6 +44,24 @@ pub enum Choice {
     None,
     /// A network that others may be on, too; it reaches what you reach.
     Shared(String),
+}
+
+impl TryFrom<String> for Choice {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Choice> for String {
+    fn from(choice: Choice) -> Self {
+        match choice {
+            Choice::User => "user".to_owned(),
+            Choice::None => "none".to_owned(),
+            Choice::Shared(name) => name,
+        }
+    }
 }
 
 impl FromStr for Choice {
@@ -60,8 +80,9 @@ impl FromStr for Choice {
     }
 }
 
-/// What `favo run` is told of networks.
-#[derive(clap::Args)]
+/// What `favo run` is told of networks. A snapshot keeps it.
+#[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct NetworkArgs {
     /// The network: user (the machine reaches what you reach), none, or a name: all machines that
     /// are started with it reach each other, by name, and what you reach.
@@ -76,10 +97,23 @@ pub struct NetworkArgs {
     mtu: u16,
     /// Write what crosses the network card to a file, for tshark and Wireshark (pcapng).
     #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
     pcap: Option<PathBuf>,
     /// Join a port of the host to one of the guest: [ADDR:]HOSTPORT:GUESTPORT[/udp]. May be repeated.
     #[arg(long, value_name = "[ADDR:]HOSTPORT:GUESTPORT[/udp]")]
     publish: Vec<Publish>,
+}
+
+impl NetworkArgs {
+    /// Whether other machines may be on the network.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.network, Choice::Shared(_))
+    }
+
+    /// Takes the published ports away.
+    pub fn publish_nothing(&mut self) {
+        self.publish.clear();
+    }
 }
 
 /// A machine's plug in its network.
