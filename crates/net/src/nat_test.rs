@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use smoltcp::socket::tcp::State;
 
 use super::*;
+use crate::model::ForwardProtocol;
 use guest::{ADDRESS, ADDRESS6, GATEWAY, GATEWAY6, Guest, PORT, nat};
 
 fn pattern(length: u32) -> Vec<u8> {
@@ -388,7 +389,7 @@ proptest! {
             let mut options = if options { bytes.clone() } else { Vec::new() };
             options.truncate(options.len() / 4 * 4);
             let (mut out, mut packet) = (Out::default(), Vec::new());
-            out.tcp(PORT, from, to, &header, &options, &bytes, 1400);
+            out.tcp(PORT, from, to, &header, &options, [&bytes, &[]], 1400);
             let (_, offload) = out.pop(&mut packet).unwrap();
             nat.send(PORT, &packet, offload);
             seq = seq.wrapping_add(1);
