@@ -30,7 +30,9 @@ use std::time::{Duration, Instant};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, ipproto, socket_with, sockopt};
+use rustix::net::{
+    AddressFamily, Protocol, SocketFlags, SocketType, connect, ipproto, socket_with, sockopt,
+};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
@@ -103,8 +105,9 @@ pub struct Counters {
     pub table_full: u64,
     /// The host refused to send, or has no socket.
     pub refused_by_host: u64,
-    /// Dropped: the host forbids this user ping sockets
-    /// (`net.ipv4.ping_group_range`).
+    /// Refused: the host allows this user neither ping sockets
+    /// (`net.ipv4.ping_group_range`) nor raw ones. The guest is told
+    /// "administratively prohibited".
     pub ping_forbidden: u64,
     /// Dropped: too much waits for guests.
     pub overflow: u64,
@@ -223,14 +226,14 @@ impl Nat {
         token: u64,
         to: SocketAddr,
         kind: SocketType,
-        echo: bool,
+        protocol: Option<Protocol>,
     ) -> Result<OwnedFd, Errno> {
-        let (family, echo_protocol) = match to {
-            SocketAddr::V4(_) => (AddressFamily::INET, ipproto::ICMP),
-            SocketAddr::V6(_) => (AddressFamily::INET6, ipproto::ICMPV6),
+        let family = match to {
+            SocketAddr::V4(_) => AddressFamily::INET,
+            SocketAddr::V6(_) => AddressFamily::INET6,
         };
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let socket = socket_with(family, kind, flags, echo.then_some(echo_protocol))?;
+        let socket = socket_with(family, kind, flags, protocol)?;
         let mut events = EventFlags::IN;
         if kind == SocketType::STREAM {
             events |= EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
@@ -243,6 +246,34 @@ impl Nat {
         }
         epoll::add(&self.epoll, &socket, EventData::new_u64(token), events)?;
         Ok(socket)
+    }
+
+    /// A socket for echoes: a ping socket, or a raw one where this user may
+    /// have no ping socket but is privileged.
+    fn connect_echo(&mut self, token: u64, to: SocketAddr) -> Result<Socket, Errno> {
+        let protocol = Some(match to {
+            SocketAddr::V4(_) => ipproto::ICMP,
+            SocketAddr::V6(_) => ipproto::ICMPV6,
+        });
+        match self.connect(token, to, SocketType::DGRAM, protocol) {
+            Ok(socket) => Ok(Socket::Echo(socket)),
+            Err(Errno::ACCESS | Errno::PERM) => {
+                let socket = self.connect(token, to, SocketType::RAW, protocol)?;
+                Ok(Socket::RawEcho(socket, (initial_sequence() >> 8) as u16))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Says once what to do about it.
+    fn ping_is_forbidden(&mut self) {
+        if self.out.counters.ping_forbidden == 0 {
+            tracing::warn!(
+                "guests can't ping: the host allows this user no ping sockets; \
+                 root can allow them: sysctl net.ipv4.ping_group_range='0 2147483647'"
+            );
+        }
+        self.out.counters.ping_forbidden += 1;
     }
 
     fn tcp_from_guest(&mut self, key: Key, bytes: &[u8], now: Instant) {
@@ -283,7 +314,7 @@ impl Nat {
         }
         let token = self.token();
         let to = SocketAddr::new(address, key.peer.port());
-        match self.connect(token, to, SocketType::STREAM, false) {
+        match self.connect(token, to, SocketType::STREAM, None) {
             Ok(socket) => {
                 let (port, mtu) = (key.port, self.options.mtu);
                 let iss = initial_sequence();
@@ -341,18 +372,24 @@ impl Nat {
                 let token = self.token();
                 let to = SocketAddr::new(address, key.peer.port());
                 let echo = key.protocol != protocol::UDP;
-                let socket = match self.connect(token, to, SocketType::DGRAM, echo) {
-                    Ok(socket) if echo => Socket::Echo(socket),
-                    Ok(socket) => Socket::Udp(socket),
-                    Err(Errno::ACCESS | Errno::PERM) if echo => {
-                        self.out.counters.ping_forbidden += 1;
-                        return;
-                    }
-                    Err(_) => {
-                        self.out.counters.refused_by_host += 1;
+                let opened = if echo {
+                    self.connect_echo(token, to)
+                } else {
+                    let socket = self.connect(token, to, SocketType::DGRAM, None);
+                    socket.map(Socket::Udp)
+                };
+                let socket = match opened {
+                    Ok(socket) => socket,
+                    Err(error) => {
+                        let why = if echo && matches!(error, Errno::ACCESS | Errno::PERM) {
+                            self.ping_is_forbidden();
+                            Unreachable::Prohibited
+                        } else {
+                            self.out.counters.refused_by_host += 1;
+                            Unreachable::Host
+                        };
                         let (peer, guest) = (key.peer.ip(), key.guest.ip());
-                        self.out
-                            .unreachable(key.port, peer, guest, Unreachable::Host, packet);
+                        self.out.unreachable(key.port, peer, guest, why, packet);
                         return;
                     }
                 };

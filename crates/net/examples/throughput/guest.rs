@@ -20,6 +20,8 @@ const WINDOW: u16 = 24_576;
 const SCALE: u8 = 7;
 /// The most under way, bytes.
 const IN_FLIGHT: u32 = 2 << 20;
+/// The most under way, frames.
+const FRAMES: u32 = 2000;
 /// Payload of one frame, at most.
 const LARGEST: usize = 65_535 - 40;
 
@@ -217,10 +219,11 @@ impl Guest {
     /// Sends until `end`.
     pub fn pour(&mut self, end: Instant) -> io::Result<()> {
         while Instant::now() < end {
-            let window = self.window.min(IN_FLIGHT);
+            // No more frames than a queue takes, however short they are.
+            let window = self.window.min(IN_FLIGHT).min(FRAMES * self.length as u32);
             loop {
                 let ahead = self.sequence.wrapping_sub(self.acknowledged);
-                if ahead + self.length as u32 > window && ahead > 0 {
+                if ahead + self.length as u32 > window {
                     break;
                 }
                 self.send(ACK, &[], self.length);

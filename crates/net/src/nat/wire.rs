@@ -69,6 +69,12 @@ impl Out {
         self.under_way.get(&port).is_some_and(|n| *n > CROWDED)
     }
 
+    /// Whether no connection holds anything, or has anything under way.
+    #[cfg(test)]
+    pub(super) fn holds_nothing(&self) -> bool {
+        self.held == 0 && self.under_way.is_empty()
+    }
+
     /// A connection of `port` held, and had under way, `before`; now `after`.
     pub(super) fn account(&mut self, port: PortId, before: (usize, usize), after: (usize, usize)) {
         self.held = self.held + after.0 - before.0;
