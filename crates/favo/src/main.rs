@@ -51,6 +51,7 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     start_log(cli.verbose);
+    raise_descriptor_limit();
     let outcome = match cli.command {
         Command::Run(args) => run::run(args),
         Command::Image(args) => image::run(args),
@@ -61,6 +62,17 @@ fn main() -> ExitCode {
         eprintln!("favo: {}", failure.message);
         ExitCode::from(failure.status)
     })
+}
+
+/// Every connection of a guest is a descriptor; the soft limit is often 1024
+/// for the sake of programs that use select.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// Why a command failed, and the status it exits with.
