@@ -9,6 +9,7 @@ mod doctor;
 mod exit;
 mod image;
 mod mailbox;
+mod net;
 mod output;
 mod progress;
 mod run;
@@ -41,6 +42,8 @@ enum Command {
     Run(run::Args),
     /// Make, import, list and remove images.
     Image(image::Args),
+    /// Explain what a network does with a packet.
+    Net(net::Args),
     /// Say what this host can do, and which engine favo would use.
     Doctor(doctor::Args),
 }
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Run(args) => run::run(args),
         Command::Image(args) => image::run(args),
+        Command::Net(args) => net::run(args),
         Command::Doctor(args) => doctor::run(args),
     };
     outcome.unwrap_or_else(|failure| {

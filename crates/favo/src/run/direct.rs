@@ -11,6 +11,7 @@ use favo_vmm::machine::{DirectBoot, MachineSpec};
 use favo_vmm::outcome::Outcome;
 use favo_vmm::serial_io::{SerialInput, SerialIo, SerialOutput};
 
+use super::network::Attachment;
 use super::{Args, End, disks, killed_by, network, open_engine, start, wait_for_end};
 use crate::mailbox::Mailbox;
 use crate::terminal::{self, RawMode};
@@ -31,7 +32,7 @@ pub fn run_kernel(args: &Args, kernel: &Path) -> Result<ExitCode, Failure> {
         None => Vec::new(),
     };
     let command_line = args.cmdline.clone().unwrap_or(COMMAND_LINE.into());
-    let (_network, cards) = network::attach(&args.network, NAME, args.cpus)?;
+    let (attachment, cards) = network::attach(&args.network, NAME, args.cpus)?;
     let spec = MachineSpec {
         cpus: args.cpus,
         memory: args.memory,
@@ -47,11 +48,15 @@ pub fn run_kernel(args: &Args, kernel: &Path) -> Result<ExitCode, Failure> {
         balloon: true,
         console: None,
     };
-    run_serial(args, spec)
+    run_serial(args, spec, &attachment)
 }
 
 /// Runs a machine on this process's standard input and output.
-pub fn run_serial(args: &Args, spec: MachineSpec) -> Result<ExitCode, Failure> {
+pub fn run_serial(
+    args: &Args,
+    spec: MachineSpec,
+    attachment: &Attachment,
+) -> Result<ExitCode, Failure> {
     let engine = open_engine(args)?;
     let mailbox = Mailbox::with_signals()?;
     let end = {
@@ -71,7 +76,7 @@ pub fn run_serial(args: &Args, spec: MachineSpec) -> Result<ExitCode, Failure> {
         }
         let counters = machine.stop();
         if args.stats {
-            super::stats::print(&counters);
+            super::stats::print(counters, attachment);
         }
         end
     };

@@ -54,7 +54,7 @@ pub fn run_image(args: &Args) -> Result<ExitCode, Failure> {
     } else {
         AgentMode::Run
     };
-    let (_network, cards) = network::attach(&args.network, name.name(), args.cpus)?;
+    let (attachment, cards) = network::attach(&args.network, name.name(), args.cpus)?;
     let spec = MachineSpec {
         cpus: args.cpus,
         memory: args.memory,
@@ -69,9 +69,9 @@ pub fn run_image(args: &Args) -> Result<ExitCode, Failure> {
         console: None,
     };
     if args.boot {
-        return direct::run_serial(args, spec);
+        return direct::run_serial(args, spec, &attachment);
     }
-    run_command(args, spec)
+    run_command(args, spec, &attachment)
 }
 
 /// A result of many as many results.
@@ -179,7 +179,11 @@ fn kept_disk(store: &Store, image: &ImageName, keep: &ImageName) -> Result<PathB
     Ok(file)
 }
 
-fn run_command(args: &Args, spec: MachineSpec) -> Result<ExitCode, Failure> {
+fn run_command(
+    args: &Args,
+    spec: MachineSpec,
+    attachment: &network::Attachment,
+) -> Result<ExitCode, Failure> {
     let durable = args.keep.is_some() || args.disk.iter().any(disks::DiskArgument::is_writable);
     let engine = open_engine(args)?;
     let mailbox = Mailbox::with_signals()?;
@@ -214,7 +218,7 @@ fn run_command(args: &Args, spec: MachineSpec) -> Result<ExitCode, Failure> {
     let status = execute(args, &machine, &mut client, &mailbox, &tail, durable);
     let counters = machine.stop();
     if args.stats {
-        super::stats::print(&counters);
+        super::stats::print(counters, attachment);
     }
     status
 }

@@ -195,8 +195,9 @@ impl Peers {
         }
     }
 
-    /// Sends a frame to one peer, or to all.
-    pub fn send(&mut self, to: Option<PeerId>, frame: &[u8], offload: Offload) {
+    /// Sends a frame to one peer, or to all; whether all of them will get it if
+    /// they read.
+    pub fn send(&mut self, to: Option<PeerId>, frame: &[u8], offload: Offload) -> bool {
         let prefix = encode(offload);
         let mut dropped = 0;
         let mut send = |id: PeerId, connection: &mut Connection| {
@@ -216,6 +217,7 @@ impl Peers {
                 .for_each(|(id, peer)| send(*id, peer)),
         }
         self.dropped += dropped;
+        dropped == 0
     }
 
     /// Does what is to be done, and tells what came.
