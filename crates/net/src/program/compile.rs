@@ -129,7 +129,7 @@ fn source(network: &Network, port_: &Port) -> Layer {
         icmp::REDIRECT,
     ];
     let mut rules = vec![rule(
-        "the source MAC address is the port's",
+        "a source MAC address that is not the port's",
         vec![not(SourceMac(port_.mac))],
         Drop(DropReason::SpoofedMac),
     )];

@@ -83,7 +83,7 @@ pub fn rule_name(program: &Program, id: RuleId) -> String {
         .iter()
         .find(|layer| layer.name == id.layer)
         .and_then(|layer| layer.rules.get(id.index))
-        .map_or_else(|| "nothing else".to_owned(), |rule| rule.name.clone())
+        .map_or_else(|| "no rule matches".to_owned(), |rule| rule.name.clone())
 }
 
 impl fmt::Display for Trace {

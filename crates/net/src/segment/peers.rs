@@ -407,6 +407,51 @@ fn decode(message: &[u8]) -> Option<PeerEvent<'_>> {
     }
 }
 
+/// Takes everything.
+#[cfg(any(test, feature = "fuzzing"))]
+struct Nowhere;
+
+#[cfg(any(test, feature = "fuzzing"))]
+impl crate::switch::Outlets for Nowhere {
+    fn guest(&mut self, _: crate::model::PortId, _: [u8; 14], _: &[u8], _: Offload) {}
+    fn uplink(&mut self, _: crate::model::PortId, _: &[u8], _: Offload) {}
+    fn service(
+        &mut self,
+        _: crate::model::PortId,
+        _: crate::program::Service,
+        _: &[u8],
+        _: Offload,
+    ) -> bool {
+        true
+    }
+    fn peer(&mut self, _: Option<PeerId>, _: &[u8], _: Offload) -> bool {
+        true
+    }
+}
+
+/// What a message says, said again, is the same message, and a switch that is
+/// told of it stands.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz_message(bytes: &[u8]) {
+    use crate::model::Network;
+    use crate::switch::Switch;
+    let mut switch = Switch::new(Network::named("fuzz", 1500));
+    let peer = PeerId(1);
+    match decode(bytes) {
+        Some(PeerEvent::Frame(frame, offload)) => {
+            let again = [&encode(offload)[..], frame].concat();
+            assert_eq!(decode(&again), Some(PeerEvent::Frame(frame, offload)));
+            switch.from_peer(0, peer, frame, offload, &mut Nowhere);
+        }
+        Some(PeerEvent::Ports(ports)) => {
+            switch.set_peer(peer, ports);
+            switch.set_peer(peer, Vec::new());
+            assert_eq!(switch.peer_ports().count(), 0);
+        }
+        None => {}
+    }
+}
+
 #[cfg(test)]
 #[path = "peers_test.rs"]
 mod test;
