@@ -38,4 +38,4 @@ image_packages=(mmdebstrap e2fsprogs debian-archive-keyring)
 # Rootless image builds keep ownership with fakeroot.
 [ "$(id -u)" -eq 0 ] || image_packages+=(fakeroot uidmap)
 # Peers and oracles the tests hold favo against.
-test_packages=(qemu-utils qemu-system-x86 acpica-tools etcd-server)
+test_packages=(qemu-utils qemu-system-x86 acpica-tools etcd-server tshark)

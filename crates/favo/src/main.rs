@@ -9,6 +9,7 @@ mod doctor;
 mod exit;
 mod image;
 mod mailbox;
+mod net;
 mod output;
 mod progress;
 mod run;
@@ -44,6 +45,8 @@ enum Command {
     Image(image::Args),
     /// Steer a machine by its control socket: pause, snapshot, restore.
     Vmm(vmm::Args),
+    /// Explain what a network does with a packet.
+    Net(net::Args),
     /// Say what this host can do, and which engine favo would use.
     Doctor(doctor::Args),
 }
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Image(args) => image::run(args),
         Command::Vmm(args) => vmm::run(args),
+        Command::Net(args) => net::run(args),
         Command::Doctor(args) => doctor::run(args),
     };
     outcome.unwrap_or_else(|failure| {

@@ -2,9 +2,11 @@
 
 mod direct;
 mod disks;
+pub(crate) mod firewall;
 mod guest;
-pub mod network;
-mod publish;
+pub(crate) mod network;
+pub(crate) mod publish;
+mod rate;
 mod stats;
 
 use std::path::PathBuf;
@@ -44,6 +46,9 @@ Examples:
   favo run debian:12 -- apt-get --version    one command
   favo run --keep mail debian:12             the same disk again next time
   favo run --publish 8080:80 debian:12       port 8080 of this host is port 80 of the guest
+  favo run --network lab --name web debian:12          others on \"lab\" reach it as web
+  favo run --deny out --allow out:tcp:443 debian:12    no way out but HTTPS
+  favo run --rate out:1M --rate in:10M debian:12       slow to send, faster to receive
   favo run --kernel vmlinuz --initrd initrd.img --disk data.qcow2
 
 Exit status: the command's own (128 + n if signal n killed it), or 0 if the guest powered off,

@@ -11,6 +11,7 @@ use favo_vmm::machine::{BootSource, DirectBoot, MachineSpec};
 use favo_vmm::outcome::Outcome;
 use favo_vmm::serial_io::{SerialInput, SerialIo, SerialOutput};
 
+use super::network::Attachment;
 use super::{
     Args, End, disks, killed_by, network, open_engine, serve_control, start, wait_for_end,
 };
@@ -33,7 +34,7 @@ pub fn run_kernel(args: &Args, kernel: &Path) -> Result<ExitCode, Failure> {
         None => Vec::new(),
     };
     let command_line = args.cmdline.clone().unwrap_or(COMMAND_LINE.into());
-    let (_network, cards) = network::attach(&args.network, NAME, args.cpus)?;
+    let (attachment, cards) = network::attach(&args.network, NAME, args.cpus)?;
     let spec = MachineSpec {
         cpus: args.cpus,
         features: None,
@@ -51,11 +52,16 @@ pub fn run_kernel(args: &Args, kernel: &Path) -> Result<ExitCode, Failure> {
         balloon: true,
         console: None,
     };
-    run_serial(args, spec, NAME)
+    run_serial(args, spec, NAME, &attachment)
 }
 
 /// Runs a machine on this process's standard input and output.
-pub fn run_serial(args: &Args, spec: MachineSpec, name: &str) -> Result<ExitCode, Failure> {
+pub fn run_serial(
+    args: &Args,
+    spec: MachineSpec,
+    name: &str,
+    attachment: &Attachment,
+) -> Result<ExitCode, Failure> {
     let engine = open_engine(args)?;
     let mailbox = Mailbox::with_signals()?;
     let end = {
@@ -77,7 +83,7 @@ pub fn run_serial(args: &Args, spec: MachineSpec, name: &str) -> Result<ExitCode
         }
         let counters = machine.stop();
         if args.stats {
-            super::stats::print(&counters);
+            super::stats::print(counters, attachment);
         }
         end
     };

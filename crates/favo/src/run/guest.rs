@@ -55,7 +55,7 @@ pub fn run_image(args: &Args) -> Result<ExitCode, Failure> {
     } else {
         AgentMode::Run
     };
-    let (_network, cards) = network::attach(&args.network, name.name(), args.cpus)?;
+    let (attachment, cards) = network::attach(&args.network, name.name(), args.cpus)?;
     let spec = MachineSpec {
         cpus: args.cpus,
         features: None,
@@ -72,9 +72,9 @@ pub fn run_image(args: &Args) -> Result<ExitCode, Failure> {
         console: None,
     };
     if args.boot {
-        return direct::run_serial(args, spec, name.name());
+        return direct::run_serial(args, spec, name.name(), &attachment);
     }
-    run_command(args, spec, name.name())
+    run_command(args, spec, name.name(), &attachment)
 }
 
 /// A result of many as many results.
@@ -194,7 +194,12 @@ fn kept_disk(store: &Store, image: &ImageName, keep: &ImageName) -> Result<PathB
     Ok(file)
 }
 
-fn run_command(args: &Args, spec: MachineSpec, name: &str) -> Result<ExitCode, Failure> {
+fn run_command(
+    args: &Args,
+    spec: MachineSpec,
+    name: &str,
+    attachment: &network::Attachment,
+) -> Result<ExitCode, Failure> {
     let durable = args.keep.is_some() || args.disk.iter().any(disks::DiskArgument::is_writable);
     let engine = open_engine(args)?;
     let mailbox = Mailbox::with_signals()?;
@@ -231,7 +236,7 @@ fn run_command(args: &Args, spec: MachineSpec, name: &str) -> Result<ExitCode, F
     drop(control);
     let counters = machine.stop();
     if args.stats {
-        super::stats::print(&counters);
+        super::stats::print(counters, attachment);
     }
     status
 }
