@@ -234,26 +234,32 @@ impl GuestMemory {
     /// of a file of all regions: whole pages, ascending, not touching. What is
     /// written meanwhile may be missing.
     pub fn populated(&self) -> io::Result<Vec<Range<u64>>> {
+        self.populated_in(&(0..self.size().bytes()))
+    }
+
+    /// [`GuestMemory::populated`] of a part of RAM, whole pages. Reading what is
+    /// not in it would make the host supply pages for nothing.
+    pub fn populated_in(&self, within: &Range<u64>) -> io::Result<Vec<Range<u64>>> {
         let store = self.store();
         let mut found = Vec::new();
-        let mut before = 0;
-        for region in self.regions() {
-            let length = region.size.bytes();
-            let in_file = before..before + length;
+        for (region, part, offset) in self.in_regions(within) {
+            let length = part.end - part.start;
             if let Store::Memfd(memfd) = &*store {
-                found.extend(host::file_data(memfd, in_file)?);
+                found.extend(host::file_data(memfd, offset..offset + length)?);
             } else {
-                let own = host::own_pages(region.host_address, length)?;
-                let own = own.into_iter();
-                found.extend(own.map(|range| before + range.start..before + range.end));
+                let at = HostPointer(region.host_address.0.wrapping_add(part.start as usize));
+                let own = host::own_pages(at, length)?.into_iter();
+                found.extend(own.map(|range| offset + range.start..offset + range.end));
             }
-            before += length;
         }
         if let Store::Layers(layers) = &*store {
             for layer in layers {
-                let whole = std::iter::once(0..before).filter(|_| layer.ranges.is_none());
+                let whole = std::iter::once(within.clone()).filter(|_| layer.ranges.is_none());
                 for range in layer.ranges.iter().flatten().cloned().chain(whole) {
-                    found.extend(host::file_data(&*layer.file, range)?);
+                    let range = range.start.max(within.start)..range.end.min(within.end);
+                    if range.start < range.end {
+                        found.extend(host::file_data(&*layer.file, range)?);
+                    }
                 }
             }
         }

@@ -257,15 +257,26 @@ fn copy(
     let mut buffer = vec![0; PIECE as usize];
     let mut written = 0;
     for range in ranges {
-        let mut at = range.start;
-        while at < range.end {
-            let length = PIECE.min(range.end - at);
-            let bytes = &mut buffer[..length as usize];
-            memory
-                .read_file_range(at, bytes)
-                .map_err(io::Error::other)?;
-            written += write_pages(file, at, bytes, zeroes)?;
-            at += length;
+        let mut done = range.start;
+        // What a guest gave back is in the log, too, and much of it at times.
+        for data in memory.populated_in(range)? {
+            if zeroes == Zeroes::MustBeMade && done < data.start {
+                make_hole(file, done..data.start)?;
+            }
+            let mut at = data.start;
+            while at < data.end {
+                let length = PIECE.min(data.end - at);
+                let bytes = &mut buffer[..length as usize];
+                memory
+                    .read_file_range(at, bytes)
+                    .map_err(io::Error::other)?;
+                written += write_pages(file, at, bytes, zeroes)?;
+                at += length;
+            }
+            done = data.end;
+        }
+        if zeroes == Zeroes::MustBeMade && done < range.end {
+            make_hole(file, done..range.end)?;
         }
     }
     Ok(written)
@@ -285,20 +296,23 @@ fn write_pages(file: &File, offset: u64, bytes: &[u8], zeroes: Zeroes) -> io::Re
             file.write_all_at(&bytes[at..end], offset + at as u64)?;
             written += (end - at) as u64;
         } else if zeroes == Zeroes::MustBeMade {
-            make_hole(file, offset + at as u64, &bytes[at..end])?;
+            make_hole(file, offset + at as u64..offset + end as u64)?;
         }
         at = end;
     }
     Ok(written)
 }
 
-fn make_hole(file: &File, offset: u64, zeroes: &[u8]) -> io::Result<()> {
+fn make_hole(file: &File, range: Range<u64>) -> io::Result<()> {
     use rustix::fs::FallocateFlags;
     let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    match rustix::fs::fallocate(file, mode, offset, zeroes.len() as u64) {
+    match rustix::fs::fallocate(file, mode, range.start, range.end - range.start) {
         Ok(()) => Ok(()),
         // A file system without holes.
-        Err(rustix::io::Errno::OPNOTSUPP) => file.write_all_at(zeroes, offset),
+        Err(rustix::io::Errno::OPNOTSUPP) => {
+            let mut pages = range.step_by(PAGE_SIZE as usize);
+            pages.try_for_each(|at| file.write_all_at(&[0; PAGE_SIZE as usize], at))
+        }
         Err(error) => Err(error.into()),
     }
 }
