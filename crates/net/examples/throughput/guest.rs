@@ -1,8 +1,8 @@
 //! A virtual machine as a network card sees it, without a processor in the
 //! way: one TCP connection over a [`PortLink`], with checksums and cutting
 //! left to others, as guests with offloads do it. It copies no user's data:
-//! what it measures is the plane. Nothing is lost on the way, so nothing is
-//! sent again; a gap ends the measurement.
+//! what it measures is the plane. Nothing is lost on the way, so it sends
+//! nothing again; a gap ends the measurement.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -149,7 +149,7 @@ impl Guest {
                 u32::from_be_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]])
             };
             let data = 34 + usize::from(frame[46] >> 4) * 4;
-            let (flags, length) = (frame[47], frame.len() - data);
+            let (flags, mut length) = (frame[47], frame.len() - data);
             if flags & RST != 0 {
                 return Err(io::ErrorKind::ConnectionReset.into());
             }
@@ -159,10 +159,15 @@ impl Guest {
                 let scale = options.windows(3).find(|option| option[..2] == [3, 3]);
                 self.scale = scale.map_or(0, |option| option[2]);
             } else if word(38) != self.expected {
-                if length == 0 {
-                    continue;
+                // On a busy host the way out may send again what is only late.
+                let old = self.expected.wrapping_sub(word(38)) as i32;
+                if length > 0 && old < 0 {
+                    return Err(io::Error::other("a segment is missing"));
                 }
-                return Err(io::Error::other("a segment is missing"));
+                if length <= old.max(0) as usize {
+                    return Ok(Some((0, 0)));
+                }
+                length -= old.max(0) as usize;
             }
             let flagged = u32::from(flags & (SYN | FIN) != 0);
             self.expected = self.expected.wrapping_add(length as u32 + flagged);
