@@ -40,7 +40,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run one virtual machine in the foreground.
-    Run(run::Args),
+    Run(Box<run::Args>),
     /// Make, import, list and remove images.
     Image(image::Args),
     /// Steer a machine by its control socket: pause, snapshot, restore.
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
     start_log(cli.verbose);
     raise_descriptor_limit();
     let outcome = match cli.command {
-        Command::Run(args) => run::run(args),
+        Command::Run(args) => run::run(*args),
         Command::Image(args) => image::run(args),
         Command::Vmm(args) => vmm::run(args),
         Command::Net(args) => net::run(args),

@@ -138,7 +138,7 @@ impl Translator {
     pub(crate) fn code_bytes(&self) -> usize {
         self.machine
             .as_ref()
-            .map_or(0, |machine| machine.code.used())
+            .map_or(0, |machine| machine.code.touched())
     }
 
     /// Linear addresses lead nowhere any more.

@@ -63,7 +63,7 @@ impl CodeMemory {
     }
 
     /// Bytes that were ever in use.
-    pub(super) fn used(&self) -> usize {
+    pub(super) fn touched(&self) -> usize {
         self.touched
     }
 
