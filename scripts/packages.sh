@@ -30,11 +30,12 @@ need() {
   } >&2
 }
 
-# To build favo: a linker, the C library, and a C compiler for zstd and xz.
-build_packages=(gcc libc6-dev)
+# To build favo: a linker, the C library, a C compiler for zstd and xz, and the
+# compiler of etcd's protocol files.
+build_packages=(gcc libc6-dev protobuf-compiler libprotobuf-dev)
 # To make images: root file systems from packages, and ext4 from a tree.
 image_packages=(mmdebstrap e2fsprogs debian-archive-keyring)
 # Rootless image builds keep ownership with fakeroot.
 [ "$(id -u)" -eq 0 ] || image_packages+=(fakeroot uidmap)
 # Peers and oracles the tests hold favo against.
-test_packages=(qemu-utils qemu-system-x86 acpica-tools)
+test_packages=(qemu-utils qemu-system-x86 acpica-tools etcd-server tshark)

@@ -12,17 +12,22 @@
 //! writes; whoever writes through a raw host pointer calls
 //! [`GuestMemory::mark_written`] afterwards.
 
+mod host;
+mod layers;
 pub mod pages;
 
 use std::fmt;
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use favo_types::{ByteCount, GuestAddress};
 use vm_memory::{
     Bytes, FileOffset, GuestMemoryBackend as _, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
 };
 
+pub use layers::Layer;
 pub use pages::{PageTracker, RegionPages};
 
 /// Bytes in the smallest page.
@@ -66,6 +71,9 @@ pub enum MemoryError {
         /// The host's answer.
         reason: String,
     },
+    /// A file that memory is to begin as does not describe all of it.
+    #[error("guest memory can't begin as a file: {0}")]
+    InvalidLayer(String),
     /// An access outside RAM.
     #[error("{length} bytes at guest address {address} are not all RAM")]
     OutOfRange {
@@ -85,7 +93,16 @@ pub struct GuestMemory {
 struct Shared {
     backend: MemoryBackend,
     regions: Vec<RamRegion>,
-    memfd: Option<OwnedFd>,
+    store: Mutex<Store>,
+}
+
+/// What is behind the mappings. Regions follow each other in a file without
+/// gaps.
+enum Store {
+    Anonymous,
+    Memfd(Arc<File>),
+    /// The files' bytes, until a page is written.
+    Layers(Vec<Layer>),
 }
 
 /// One contiguous range of RAM.
@@ -121,23 +138,44 @@ impl GuestMemory {
         backing: MemoryBacking,
     ) -> Result<Self, MemoryError> {
         check_ranges(ranges)?;
-        let total = ByteCount(ranges.iter().map(|(_, size)| size.bytes()).sum());
+        let total = total(ranges);
+        let store = match backing {
+            MemoryBacking::Anonymous => Store::Anonymous,
+            MemoryBacking::Memfd => {
+                Store::Memfd(Arc::new(make_memfd(total).map_err(map_error(total))?))
+            }
+        };
+        Self::map(ranges, store)
+    }
+
+    /// Maps RAM that begins as `layers` say, the lowest first. Pages are read
+    /// when they are used and copied when they are written: how long this
+    /// takes does not depend on how much memory there is. The files must not
+    /// change or shrink while the memory lives.
+    pub fn copy_on_write(
+        ranges: &[(GuestAddress, ByteCount)],
+        layers: Vec<Layer>,
+    ) -> Result<Self, MemoryError> {
+        check_ranges(ranges)?;
+        layers::check(total(ranges), &layers)?;
+        let memory = Self::map(ranges, Store::Layers(layers.clone()))?;
+        memory
+            .lay_upper(&layers)
+            .map_err(|error| map_error(memory.size())(error))?;
+        Ok(memory)
+    }
+
+    fn map(ranges: &[(GuestAddress, ByteCount)], store: Store) -> Result<Self, MemoryError> {
+        let total = total(ranges);
         let map_error = |reason: String| MemoryError::Map {
             size: total,
             reason,
-        };
-
-        let memfd = match backing {
-            MemoryBacking::Anonymous => None,
-            MemoryBacking::Memfd => {
-                Some(make_memfd(total).map_err(|error| map_error(error.to_string()))?)
-            }
         };
         let mut mapped = Vec::with_capacity(ranges.len());
         let mut regions = Vec::with_capacity(ranges.len());
         let mut file_offset = 0;
         for &(start, size) in ranges {
-            let region = map_region(size, memfd.as_ref(), file_offset)
+            let region = map_region(size, &store, file_offset)
                 .map_err(|error| map_error(error.to_string()))?;
             file_offset += size.bytes();
             regions.push(RamRegion {
@@ -156,9 +194,129 @@ impl GuestMemory {
             shared: Arc::new(Shared {
                 backend,
                 regions,
-                memfd,
+                store: Mutex::new(store),
             }),
         })
+    }
+
+    /// The parts of a range of the file that are in a region: the region, the
+    /// part from the region's start, and its offset in the file.
+    fn in_regions(&self, range: &Range<u64>) -> Vec<(&RamRegion, Range<u64>, u64)> {
+        let mut before = 0;
+        let mut parts = Vec::new();
+        for region in self.regions() {
+            let end = before + region.size.bytes();
+            let (from, to) = (range.start.max(before), range.end.min(end));
+            if from < to {
+                parts.push((region, from - before..to - before, from));
+            }
+            before = end;
+        }
+        parts
+    }
+
+    /// Where in a file of all regions, one after the other, an address of RAM
+    /// lies.
+    pub fn file_offset(&self, address: GuestAddress) -> Option<u64> {
+        let mut before = 0;
+        for region in self.regions() {
+            if let Some(offset) = address.checked_offset_from(region.start)
+                && offset < region.size.bytes()
+            {
+                return Some(before + offset);
+            }
+            before += region.size.bytes();
+        }
+        None
+    }
+
+    /// Which of RAM may be something else than zeroes, in bytes from the start
+    /// of a file of all regions: whole pages, ascending, not touching. What is
+    /// written meanwhile may be missing.
+    pub fn populated(&self) -> io::Result<Vec<Range<u64>>> {
+        self.populated_in(&(0..self.size().bytes()))
+    }
+
+    /// [`GuestMemory::populated`] of a part of RAM, whole pages. Reading what is
+    /// not in it would make the host supply pages for nothing.
+    pub fn populated_in(&self, within: &Range<u64>) -> io::Result<Vec<Range<u64>>> {
+        let store = self.store();
+        let mut found = Vec::new();
+        for (region, part, offset) in self.in_regions(within) {
+            let length = part.end - part.start;
+            if let Store::Memfd(memfd) = &*store {
+                found.extend(host::file_data(memfd, offset..offset + length)?);
+            } else {
+                let at = HostPointer(region.host_address.0.wrapping_add(part.start as usize));
+                let own = host::own_pages(at, length)?.into_iter();
+                found.extend(own.map(|range| offset + range.start..offset + range.end));
+            }
+        }
+        if let Store::Layers(layers) = &*store {
+            for layer in layers {
+                let whole = std::iter::once(within.clone()).filter(|_| layer.ranges.is_none());
+                for range in layer.ranges.iter().flatten().cloned().chain(whole) {
+                    let range = range.start.max(within.start)..range.end.min(within.end);
+                    if range.start < range.end {
+                        found.extend(host::file_data(&*layer.file, range)?);
+                    }
+                }
+            }
+        }
+        Ok(host::union(found))
+    }
+
+    /// Reads bytes of a file of all regions, one after the other.
+    pub fn read_file_range(&self, offset: u64, buffer: &mut [u8]) -> Result<(), MemoryError> {
+        let mut done = 0;
+        let range = offset..offset.saturating_add(buffer.len() as u64);
+        for (region, part, _) in self.in_regions(&range) {
+            let length = (part.end - part.start) as usize;
+            let address = GuestAddress(region.start.0 + part.start);
+            self.read(address, &mut buffer[done..done + length])?;
+            done += length;
+        }
+        if done < buffer.len() {
+            return Err(out_of_range(GuestAddress(offset), buffer.len()));
+        }
+        Ok(())
+    }
+
+    /// Gives the host's memory behind whole pages of a region back: `length`
+    /// bytes from `offset`, which may then read as zeroes. It counts as a write.
+    pub fn discard(&self, region: &RamRegion, offset: u64, length: u64) -> io::Result<()> {
+        let whole = offset.is_multiple_of(PAGE_SIZE) && length.is_multiple_of(PAGE_SIZE);
+        let inside = offset
+            .checked_add(length)
+            .is_some_and(|end| end <= region.size.bytes());
+        let ours = self
+            .regions()
+            .iter()
+            .any(|own| own.host_address == region.host_address && own.size == region.size);
+        if !(whole && inside && ours) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let at = HostPointer(region.host_address.0.wrapping_add(offset as usize));
+        match &*self.store() {
+            Store::Anonymous => host::discard_anonymous(at, length)?,
+            Store::Memfd(memfd) => {
+                let before = self.file_offset(region.start).unwrap_or(0);
+                let mode =
+                    rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+                rustix::fs::fallocate(memfd, mode, before + offset, length)?;
+            }
+            // To discard the copy would bring the file's page back.
+            Store::Layers(_) => host::map_zeroes(at, length)?,
+        }
+        self.mark_written(GuestAddress(region.start.0 + offset), length);
+        Ok(())
+    }
+
+    fn store(&self) -> MutexGuard<'_, Store> {
+        self.shared
+            .store
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The view devices use. Every write through it is recorded.
@@ -173,8 +331,11 @@ impl GuestMemory {
 
     /// The file behind it, if [`MemoryBacking::Memfd`] was asked for. Regions
     /// follow each other in it without gaps.
-    pub fn memfd(&self) -> Option<&OwnedFd> {
-        self.shared.memfd.as_ref()
+    pub fn memfd(&self) -> Option<Arc<File>> {
+        match &*self.store() {
+            Store::Memfd(memfd) => Some(memfd.clone()),
+            Store::Anonymous | Store::Layers(_) => None,
+        }
     }
 
     /// How much RAM there is.
@@ -281,25 +442,39 @@ fn check_ranges(ranges: &[(GuestAddress, ByteCount)]) -> Result<(), MemoryError>
     Ok(())
 }
 
-fn make_memfd(size: ByteCount) -> std::io::Result<OwnedFd> {
-    let fd = rustix::fs::memfd_create("favo-guest-memory", rustix::fs::MemfdFlags::CLOEXEC)?;
-    rustix::fs::ftruncate(&fd, size.bytes())?;
-    Ok(fd)
+fn make_memfd(size: ByteCount) -> io::Result<File> {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING;
+    let file = File::from(rustix::fs::memfd_create("favo-guest-memory", flags)?);
+    file.set_len(size.bytes())?;
+    Ok(file)
+}
+
+fn total(ranges: &[(GuestAddress, ByteCount)]) -> ByteCount {
+    ByteCount(ranges.iter().map(|(_, size)| size.bytes()).sum())
+}
+
+fn map_error(size: ByteCount) -> impl Fn(io::Error) -> MemoryError {
+    move |error| MemoryError::Map {
+        size,
+        reason: error.to_string(),
+    }
 }
 
 fn map_region(
     size: ByteCount,
-    memfd: Option<&OwnedFd>,
+    store: &Store,
     file_offset: u64,
 ) -> std::io::Result<MmapRegion<PageTracker>> {
     let length = usize::try_from(size.bytes()).map_err(std::io::Error::other)?;
-    let (file, flags) = match memfd {
-        Some(fd) => {
-            let file = std::fs::File::from(fd.try_clone()?);
-            (Some(FileOffset::new(file, file_offset)), libc::MAP_SHARED)
+    let (file, flags) = match store {
+        Store::Memfd(fd) => (Some(fd.try_clone()?), libc::MAP_SHARED),
+        Store::Layers(layers) => {
+            let lowest = layers.first().map(|layer| layer.file.try_clone());
+            (lowest.transpose()?, libc::MAP_PRIVATE)
         }
-        None => (None, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS),
+        Store::Anonymous => (None, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS),
     };
+    let file = file.map(|file| FileOffset::new(file, file_offset));
     let region = MmapRegion::build(
         file,
         length,

@@ -117,3 +117,185 @@ fn logging_and_cached_code_share_a_page() {
     assert_eq!(pages.versions()[1].load(Ordering::SeqCst), version + 1);
     assert_eq!(pages.take_log(), [1]);
 }
+
+fn file_of(bytes: u64, writes: &[(u64, &[u8])]) -> Arc<File> {
+    use std::os::unix::fs::FileExt;
+    let file = make_memfd(ByteCount(bytes)).unwrap();
+    for (at, bytes) in writes {
+        file.write_all_at(bytes, *at).unwrap();
+    }
+    Arc::new(file)
+}
+
+fn byte(memory: &GuestMemory, address: u64) -> u8 {
+    let mut byte = [0];
+    memory.read(GuestAddress(address), &mut byte).unwrap();
+    byte[0]
+}
+
+/// Two regions, the second behind a hole.
+const SPLIT: [(GuestAddress, ByteCount); 2] = [
+    (GuestAddress(0), ByteCount(0x10_0000)),
+    (GuestAddress(1 << 32), ByteCount(0x1_0000)),
+];
+
+#[test]
+fn memory_begins_as_its_layers_and_leaves_them_alone() {
+    let lowest = file_of(
+        0x11_1000,
+        &[(0x1000, b"a"), (0x10_2000, b"b"), (0x5000, b"c")],
+    );
+    let upper = file_of(
+        0x11_0000,
+        &[(0x5000, b"C"), (0x1000, b"X"), (0x10_3000, b"d")],
+    );
+    let layers = vec![
+        Layer {
+            file: lowest.clone(),
+            ranges: None,
+        },
+        Layer {
+            file: upper,
+            ranges: Some(vec![
+                0x5000..0x7000,
+                0xf_f000..0x10_1000,
+                0x10_3000..0x10_4000,
+            ]),
+        },
+    ];
+    let first = GuestMemory::copy_on_write(&SPLIT, layers.clone()).unwrap();
+    let second = GuestMemory::copy_on_write(&SPLIT, layers).unwrap();
+    for (address, expected) in [
+        (0x1000, b'a'),
+        (0x5000, b'C'),
+        ((1 << 32) + 0x2000, b'b'),
+        ((1 << 32) + 0x3000, b'd'),
+        (0x9000, 0),
+    ] {
+        assert_eq!(byte(&first, address), expected);
+    }
+    first.write(GuestAddress(0x1000), b"Z").unwrap();
+    first.write(GuestAddress(0x9000), b"n").unwrap();
+    assert_eq!(byte(&second, 0x1000), b'a');
+    let populated = first.populated().unwrap();
+    for at in [0x1000u64, 0x5000, 0x9000, 0x10_2000, 0x10_3000] {
+        assert!(populated.iter().any(|range| range.contains(&at)), "{at:#x}");
+    }
+    let mut byte = [0];
+    first.read_file_range(0x10_3000, &mut byte).unwrap();
+    assert_eq!(byte, *b"d");
+    assert!(first.read_file_range(0x11_0000, &mut byte).is_err());
+}
+
+#[test]
+fn what_is_discarded_reads_as_zeroes_whatever_is_behind() {
+    let layered = GuestMemory::copy_on_write(
+        &SPLIT,
+        vec![Layer {
+            file: file_of(0x11_0000, &[(0x2000, b"old"), (0x10_4000, b"old")]),
+            ranges: None,
+        }],
+    );
+    for memory in [
+        memory(MemoryBacking::Anonymous),
+        memory(MemoryBacking::Memfd),
+        layered.unwrap(),
+    ] {
+        memory.write(GuestAddress(0x3000), b"new").unwrap();
+        let regions = memory.regions();
+        memory.discard(&regions[0], 0x2000, 0x2000).unwrap();
+        memory.discard(&regions[1], 0x4000, 0x1000).unwrap();
+        for address in [0x2000, 0x3000, (1 << 32) + 0x4000] {
+            assert_eq!(byte(&memory, address), 0);
+        }
+        assert!(memory.discard(&regions[1], 0x1_0000, 0x1000).is_err());
+        assert!(memory.discard(&regions[0], 1, 0x1000).is_err());
+    }
+}
+
+#[test]
+fn populated_finds_what_was_written() {
+    for backing in [MemoryBacking::Anonymous, MemoryBacking::Memfd] {
+        let memory = GuestMemory::new(&SPLIT, backing).unwrap();
+        memory
+            .write(GuestAddress((1 << 32) + 0x5000), b"x")
+            .unwrap();
+        let populated = memory.populated().unwrap();
+        assert!(populated.iter().any(|range| range.contains(&0x10_5000)));
+        let bytes: u64 = populated.iter().map(|range| range.end - range.start).sum();
+        assert!(bytes < 0x11_0000, "{populated:?}");
+        assert_eq!(memory.file_offset(GuestAddress(1 << 32)), Some(0x10_0000));
+    }
+}
+
+#[test]
+fn layers_that_can_not_be_are_refused() {
+    let one = |range: Range<u64>| Some(Vec::from([range]));
+    let layer = |bytes, ranges| Layer {
+        file: file_of(bytes, &[]),
+        ranges,
+    };
+    for layers in [
+        vec![],
+        vec![layer(0x10_f000, None)],
+        vec![layer(0x11_0000, Some(vec![]))],
+        vec![
+            layer(0x11_0000, None),
+            layer(0x11_0000, one(0x1000..0x1800)),
+        ],
+        vec![
+            layer(0x11_0000, None),
+            layer(0x11_0000, one(0x10_f000..0x11_1000)),
+        ],
+        vec![
+            layer(0x11_0000, None),
+            layer(0x11_0000, Some(vec![0x2000..0x3000, 0x1000..0x2000])),
+        ],
+    ] {
+        assert!(matches!(
+            GuestMemory::copy_on_write(&SPLIT, layers),
+            Err(MemoryError::InvalidLayer(_))
+        ));
+    }
+}
+
+#[test]
+fn what_is_frozen_stays_and_the_machine_goes_on() {
+    let layered = GuestMemory::copy_on_write(
+        &SPLIT,
+        vec![Layer {
+            file: file_of(0x11_1000, &[(0x2000, b"old"), (0x10_4000, b"old")]),
+            ranges: None,
+        }],
+    );
+    let many = || GuestMemory::new(&SPLIT, MemoryBacking::Memfd).unwrap();
+    let anonymous = GuestMemory::new(&SPLIT, MemoryBacking::Anonymous).unwrap();
+    for memory in [anonymous, many(), layered.unwrap()] {
+        let mut moments = Vec::new();
+        for round in 0..6u8 {
+            let here = u64::from(round) * 0x2_1000;
+            memory.write(GuestAddress(here), &[round + 1]).unwrap();
+            memory.write(GuestAddress(0x7000), &[round + 1]).unwrap();
+            memory
+                .write(GuestAddress((1 << 32) + 0x1000), &[round + 1])
+                .unwrap();
+            if round == 3 {
+                // Nothing to freeze but what was frozen.
+                let first = memory.freeze().unwrap().len();
+                assert_eq!(memory.freeze().unwrap().len(), first);
+            }
+            let mut bytes = vec![0; 0x11_0000];
+            memory.read_file_range(0, &mut bytes).unwrap();
+            moments.push((memory.freeze().unwrap(), bytes));
+        }
+        memory.write(GuestAddress(0x7000), &[99]).unwrap();
+        for (layers, expected) in moments {
+            let clone = GuestMemory::copy_on_write(&SPLIT, layers).unwrap();
+            let mut bytes = vec![0; 0x11_0000];
+            clone.read_file_range(0, &mut bytes).unwrap();
+            assert!(bytes == expected);
+            clone.write(GuestAddress(0x7000), &[77]).unwrap();
+        }
+        assert_eq!(byte(&memory, 0x7000), 99);
+    }
+}

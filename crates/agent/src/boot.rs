@@ -13,6 +13,7 @@ mod mounts;
 mod network;
 mod options;
 mod power;
+mod renew;
 
 use std::fs;
 use std::io;
@@ -162,15 +163,23 @@ fn exec_init(options: &Options) -> BootError {
     BootError::NoInit
 }
 
-/// Serves the host until it asks for power-off or goes away.
+/// Serves one host after the other until one asks for power-off, or none is there.
 fn serve(options: &Options) -> Result<(), BootError> {
     mounts::run_file_systems();
     set_hostname(options);
     network::configure();
-    let reap_all = Some(sys::child_signal_fd().map_err(failed("signalfd"))?);
-    let host = connect(options)?;
-    server::serve(host, ServeOptions { reap_all })?;
-    Ok(())
+    let children = sys::child_signal_fd().map_err(failed("signalfd"))?;
+    loop {
+        let host = connect(options)?;
+        let reap_all = children.try_clone().map_err(failed("signalfd"))?;
+        let reap_all = Some(reap_all);
+        match server::serve(host, ServeOptions { reap_all })? {
+            server::Outcome::PowerOff => return Ok(()),
+            // The machine was restored from a snapshot or cloned, or whoever
+            // ran a command is done: there may be another.
+            server::Outcome::Disconnected => renew::renew(),
+        }
+    }
 }
 
 fn set_hostname(options: &Options) {

@@ -218,3 +218,29 @@ pub fn signal_all(signal: rustix::process::Signal) {
         libc::kill(-1, signal.as_raw());
     }
 }
+
+/// Adds `entropy` to the kernel's random number generator and has it start
+/// anew from there (random(4), `RNDADDENTROPY` and `RNDRESEEDCRNG`).
+pub fn reseed(entropy: &[u8]) -> io::Result<()> {
+    const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
+    const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
+    let length = i32::try_from(entropy.len()).map_err(io::Error::other)?;
+    // struct rand_pool_info: bits to credit, bytes, the bytes.
+    let mut request = Vec::with_capacity(8 + entropy.len());
+    request.extend((length.saturating_mul(8)).to_ne_bytes());
+    request.extend(length.to_ne_bytes());
+    request.extend(entropy);
+    let device = std::fs::File::options().write(true).open("/dev/urandom")?;
+    // SAFETY: the request is the structure the kernel reads, with as many bytes
+    // behind it as it says; the second call takes no argument.
+    let results = unsafe {
+        [
+            libc::ioctl(device.as_raw_fd(), RNDADDENTROPY as _, request.as_ptr()),
+            libc::ioctl(device.as_raw_fd(), RNDRESEEDCRNG as _),
+        ]
+    };
+    if results != [0, 0] {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}

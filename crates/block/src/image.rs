@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use crate::lock::{Access, lock};
-use crate::overlay::Overlay;
+use crate::overlay::{Overlay, OverlayLayer};
 use crate::qcow2::Qcow2;
 use crate::raw::{Raw, RawFile};
 use crate::scatter::Scatter;
@@ -194,10 +194,27 @@ impl BlockImage {
     /// A disk that begins as this one and forgets what is written to it when
     /// it is dropped. The writes are kept in a nameless file in `directory`.
     pub fn overlay(&self, directory: &Path) -> Result<Self, BlockError> {
-        let overlay = Overlay::new(self.storage.clone(), directory)?;
+        self.overlay_on(Vec::new(), directory)
+    }
+
+    /// Like [`BlockImage::overlay`], of a disk to which `layers`, the newest
+    /// first, were written before.
+    pub fn overlay_on(
+        &self,
+        layers: Vec<OverlayLayer>,
+        directory: &Path,
+    ) -> Result<Self, BlockError> {
+        let overlay = Overlay::new(self.storage.clone(), layers, directory)?;
         Ok(Self {
             storage: Arc::new(overlay),
         })
+    }
+
+    /// What was written to an overlay so far, as layers that don't change any
+    /// more, the newest first; `None` if it is none.
+    pub fn freeze(&self) -> Option<Result<Vec<OverlayLayer>, BlockError>> {
+        let layers = self.storage.freeze()?;
+        Some(self.told("set aside what was written to", layers))
     }
 
     /// The file, or that of the base.
@@ -259,7 +276,7 @@ impl BlockImage {
         self.told(action, self.storage.info().check(offset, length, change))
     }
 
-    fn told(&self, action: &'static str, result: io::Result<()>) -> Result<(), BlockError> {
+    fn told<T>(&self, action: &'static str, result: io::Result<T>) -> Result<T, BlockError> {
         result.map_err(|error| BlockError::io(action, self.path(), error))
     }
 }

@@ -26,4 +26,5 @@ mod uring_queue;
 pub use device::{BlockCompletion, BlockDevice, BlockInfo, BlockOperation, BlockQueue};
 pub use error::BlockError;
 pub use image::{Backing, BlockImage, Format, IoEngine, OpenOptions};
+pub use overlay::OverlayLayer;
 pub use scatter::RawBuffer;

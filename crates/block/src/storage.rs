@@ -8,6 +8,7 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use crate::overlay::OverlayLayer;
 use crate::scatter::{Scatter, Source};
 use crate::{BlockInfo, BlockQueue};
 
@@ -20,6 +21,12 @@ pub(crate) trait Storage: Send + Sync {
     fn flush(&self) -> io::Result<()>;
     fn discard(&self, offset: u64, length: u64) -> io::Result<()>;
     fn write_zeroes(&self, offset: u64, length: u64, may_unmap: bool) -> io::Result<()>;
+
+    /// What was written so far, as layers that don't change any more, if it is
+    /// an overlay.
+    fn freeze(&self) -> Option<io::Result<Vec<OverlayLayer>>> {
+        None
+    }
 
     /// A queue without threads, if it has one.
     fn native_queue(&self, depth: u16) -> Option<io::Result<Box<dyn BlockQueue>>> {

@@ -42,7 +42,11 @@ pub const LOCAL_APIC: (GuestAddress, ByteCount) = (GuestAddress(0xfee0_0000), By
 /// Where the ACPI tables go: in the BIOS area, which no kernel uses as RAM
 /// when the loader lists it as reserved, and where one looks for the RSDP
 /// without being told.
-pub const ACPI_TABLES: (GuestAddress, ByteCount) = (GuestAddress(0xe_0000), ByteCount(0x2_0000));
+pub const ACPI_TABLES: (GuestAddress, ByteCount) = (GuestAddress(0xe_0000), ByteCount(0x1_f000));
+
+/// Where the machine's generation is: 16 bytes that differ in every copy of a
+/// machine and after every restore (Microsoft, Virtual Machine Generation ID).
+pub const GENERATION_ID: GuestAddress = GuestAddress(0xf_f000);
 
 /// Below 1 MiB, RAM ends here: what follows is video memory and BIOS on a PC,
 /// and on this one the [`ACPI_TABLES`]. There is RAM behind it all the same.

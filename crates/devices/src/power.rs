@@ -73,6 +73,8 @@ impl Power {
     pub const EVENTS: u16 = 2;
     /// Bit of the event register: the power button was pressed.
     pub const EVENT_POWER_BUTTON: u8 = 1 << 0;
+    /// Bit of the event register: the machine's generation changed.
+    pub const EVENT_GENERATION: u8 = 1 << 1;
     /// SLP_TYP of the S5 state, as `\_S5` gives it.
     pub const S5_SLEEP_TYPE: u8 = 5;
 
@@ -95,6 +97,14 @@ impl Power {
         self.line.pulse();
     }
 
+    /// Tells the guest that [`platform::GENERATION_ID`](crate::platform::GENERATION_ID)
+    /// holds something else.
+    pub fn generation_changed(&self) {
+        self.pending
+            .fetch_or(Self::EVENT_GENERATION, Ordering::SeqCst);
+        self.line.pulse();
+    }
+
     /// Back to power-on.
     pub fn reset(&self) {
         self.pending.store(0, Ordering::SeqCst);
@@ -111,7 +121,7 @@ impl Power {
     /// Takes over a saved state.
     pub fn restore(&self, state: &PowerState) -> Result<(), StateError> {
         check_version("ACPI power", state.version, PowerState::VERSION)?;
-        if state.pending & !Self::EVENT_POWER_BUTTON != 0 {
+        if state.pending & !(Self::EVENT_POWER_BUTTON | Self::EVENT_GENERATION) != 0 {
             return Err(StateError::invalid("ACPI power", "unknown events pend"));
         }
         self.pending.store(state.pending, Ordering::SeqCst);

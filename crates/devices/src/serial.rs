@@ -53,6 +53,8 @@ struct Inner {
     /// What the wire was set to last.
     level: bool,
     closed: bool,
+    /// The host's side stands still.
+    paused: bool,
 }
 
 impl SerialPort {
@@ -67,6 +69,7 @@ impl SerialPort {
                 registers: Registers::new(),
                 level: false,
                 closed: false,
+                paused: false,
             }),
             output: Condvar::new(),
             input: Condvar::new(),
@@ -77,7 +80,7 @@ impl SerialPort {
     /// blocks. A closed port takes nothing.
     pub fn push_input(&self, bytes: &[u8]) -> usize {
         let mut inner = self.lock();
-        if inner.closed {
+        if inner.closed || inner.paused {
             return 0;
         }
         let taken = inner.registers.receive(bytes);
@@ -92,10 +95,19 @@ impl SerialPort {
         let (inner, _) = self
             .input
             .wait_timeout_while(inner, timeout, |inner| {
-                !inner.closed && inner.registers.input_room() == 0
+                !inner.closed && (inner.paused || inner.registers.input_room() == 0)
             })
             .unwrap_or_else(PoisonError::into_inner);
-        !inner.closed && inner.registers.input_room() > 0
+        !inner.closed && !inner.paused && inner.registers.input_room() > 0
+    }
+
+    /// Has the host's side stand still, or go on: while it does, input is not
+    /// taken and output stays here, so that nothing but the guest changes the
+    /// port. A port that is closed writes what it has all the same.
+    pub fn set_paused(&self, paused: bool) {
+        self.lock().paused = paused;
+        self.output.notify_all();
+        self.input.notify_all();
     }
 
     /// Writes everything the guest sends to `writer`, and flushes it whenever
@@ -115,7 +127,7 @@ impl SerialPort {
                 inner = self
                     .output
                     .wait_while(inner, |inner| {
-                        !inner.closed && inner.registers.output_bytes() == 0
+                        !inner.closed && (inner.paused || inner.registers.output_bytes() == 0)
                     })
                     .unwrap_or_else(PoisonError::into_inner);
                 if inner.registers.output_bytes() == 0 {

@@ -9,10 +9,12 @@ mod doctor;
 mod exit;
 mod image;
 mod mailbox;
+mod net;
 mod output;
 mod progress;
 mod run;
 mod terminal;
+mod vmm;
 
 use std::process::ExitCode;
 
@@ -38,9 +40,13 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run one virtual machine in the foreground.
-    Run(run::Args),
+    Run(Box<run::Args>),
     /// Make, import, list and remove images.
     Image(image::Args),
+    /// Steer a machine by its control socket: pause, snapshot, restore.
+    Vmm(vmm::Args),
+    /// Explain what a network does with a packet.
+    Net(net::Args),
     /// Say what this host can do, and which engine favo would use.
     Doctor(doctor::Args),
 }
@@ -48,15 +54,29 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     start_log(cli.verbose);
+    raise_descriptor_limit();
     let outcome = match cli.command {
-        Command::Run(args) => run::run(args),
+        Command::Run(args) => run::run(*args),
         Command::Image(args) => image::run(args),
+        Command::Vmm(args) => vmm::run(args),
+        Command::Net(args) => net::run(args),
         Command::Doctor(args) => doctor::run(args),
     };
     outcome.unwrap_or_else(|failure| {
         eprintln!("favo: {}", failure.message);
         ExitCode::from(failure.status)
     })
+}
+
+/// Every connection of a guest is a descriptor; the soft limit is often 1024
+/// for the sake of programs that use select.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// Why a command failed, and the status it exits with.

@@ -2,9 +2,11 @@
 
 mod direct;
 mod disks;
+pub(crate) mod firewall;
 mod guest;
-mod network;
-mod publish;
+pub(crate) mod network;
+pub(crate) mod publish;
+mod rate;
 mod sandbox;
 mod stats;
 
@@ -12,16 +14,19 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use favo_accel::EngineKind;
+use favo_accel::{EngineKind, MemoryBacking};
 use favo_image::ImageName;
 use favo_thread::ThreadKind;
 use favo_types::ByteCount;
+use favo_vmm::control::Server;
 use favo_vmm::engine::{self, Engine, EngineChoice};
 use favo_vmm::machine::{EndReport, Machine, MachineSpec};
 use favo_vmm::outcome::Outcome;
 use favo_vmm::serial_io::SerialIo;
 
 use crate::mailbox::{Event, Mailbox};
+use crate::vmm::host::Host;
+use crate::vmm::owner::Owner;
 use crate::{Failure, exit};
 
 /// Runs one virtual machine in the foreground, from an image or from a kernel.
@@ -46,6 +51,9 @@ Examples:
   favo run debian:12 -- apt-get --version    one command
   favo run --keep mail debian:12             the same disk again next time
   favo run --publish 8080:80 debian:12       port 8080 of this host is port 80 of the guest
+  favo run --network lab --name web debian:12          others on \"lab\" reach it as web
+  favo run --deny out --allow out:tcp:443 debian:12    no way out but HTTPS
+  favo run --rate out:1M --rate in:10M debian:12       slow to send, faster to receive
   favo run --kernel vmlinuz --initrd initrd.img --disk data.qcow2
 
 Exit status: the command's own (128 + n if signal n killed it), or 0 if the guest powered off,
@@ -93,14 +101,28 @@ pub struct Args {
     /// Start the image's own init (systemd), with the serial console as terminal.
     #[arg(long, conflicts_with_all = ["kernel", "command"])]
     boot: bool,
+    /// Serve a control socket there: pause, resume, snapshot, fork; see favo vmm.
+    #[arg(long, value_name = "SOCKET")]
+    control: Option<PathBuf>,
     /// Give the command a terminal.
     #[arg(short, long, requires = "command")]
     tty: bool,
 }
 
+impl Args {
+    /// Memory that clones can share costs huge pages: only who may be cloned
+    /// has it.
+    fn backing(&self) -> MemoryBacking {
+        match self.control {
+            Some(_) => MemoryBacking::Memfd,
+            None => MemoryBacking::Anonymous,
+        }
+    }
+}
+
 /// The engines by name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
-enum Accel {
+pub enum Accel {
     /// The faster of those there are.
     #[default]
     Auto,
@@ -139,6 +161,19 @@ fn open_engine(args: &Args) -> Result<Engine, Failure> {
     Ok(engine)
 }
 
+/// Serves the control socket of `--control`, if there is one, for a machine
+/// that is called `name` on its network.
+fn serve_control(args: &Args, machine: &Machine, name: &str) -> Result<Option<Server>, Failure> {
+    let Some(path) = &args.control else {
+        return Ok(None);
+    };
+    let owner = Owner {
+        name: name.to_owned(),
+        network: args.network.clone(),
+    };
+    Host::serve_run(path, machine, owner).map(Some)
+}
+
 /// Starts a machine whose end arrives in `mailbox`.
 fn start(
     spec: MachineSpec,
@@ -155,13 +190,13 @@ fn start(
 }
 
 /// How a machine left to itself came to its end.
-enum End {
+pub enum End {
     Outcome(Outcome),
     Signal(i32),
 }
 
 /// Waits for the end of a machine, or for a signal that wants it.
-fn wait_for_end(mailbox: &Mailbox) -> End {
+pub fn wait_for_end(mailbox: &Mailbox) -> End {
     loop {
         match mailbox.wait(None) {
             Some(Event::Ended(outcome)) => return End::Outcome(outcome),
@@ -174,6 +209,6 @@ fn wait_for_end(mailbox: &Mailbox) -> End {
     }
 }
 
-fn killed_by(signal: i32) -> ExitCode {
+pub fn killed_by(signal: i32) -> ExitCode {
     ExitCode::from(128u8.saturating_add(signal as u8))
 }

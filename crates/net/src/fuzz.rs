@@ -1,18 +1,20 @@
 //! What the fuzz targets call: everything hostile bytes can reach, with the
 //! properties that must hold for any of them.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::answer;
 use crate::link::{Offload, PartialChecksum, SegmentKind, Segmentation};
-use crate::model::{Forward, ForwardProtocol, MacAddress, Network, Port, PortId};
+use crate::model::{Forward, ForwardProtocol, GATEWAY_MAC, MacAddress, Network, Port, PortId};
+use crate::packet::build::{self, Envelope};
 use crate::packet::{ETHERNET_LENGTH, Ip};
 use crate::program::compile::compile;
 use crate::program::executor::Executor;
 use crate::program::oracle::{self, FlowMap};
 use crate::program::{Neighbours, Origin, Verdict};
+use crate::service::Stack;
 use crate::service::metadata::{Metadata, MetadataServer};
-use crate::service::names::Names;
+use crate::service::names::{Answered, Names};
 
 /// A network of a port and a neighbour.
 fn port() -> (Network, Port, Neighbours) {
@@ -117,6 +119,116 @@ pub fn program(bytes: &[u8]) {
     }
 }
 
+/// What a port answers itself: the bytes, in an envelope that gets them there
+/// (a right checksum is nothing a fuzzer finds). The first byte says to whom.
+pub fn answers(bytes: &[u8]) {
+    let Some((kind, message)) = bytes.split_first() else {
+        return;
+    };
+    let (network, port, neighbours) = port();
+    let program = compile(&network, &port, &neighbours, 1);
+    let own = port.v4.unwrap_or(Ipv4Addr::UNSPECIFIED);
+    let gateway = network.v4.map_or(own, |v4| v4.gateway);
+    let link_local = port.mac.eui64(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0));
+    let group: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
+    let ethernet = (port.mac, GATEWAY_MAC);
+    let to4 = |source: Ipv4Addr, destination: Ipv4Addr| Envelope {
+        ethernet,
+        ip: (source.into(), destination.into()),
+    };
+    let to6 = Envelope {
+        ethernet: (port.mac, MacAddress([0x33, 0x33, 0, 1, 0, 2])),
+        ip: (link_local.into(), group.into()),
+    };
+    let mut frame = Vec::new();
+    match kind % 7 {
+        0 => build::udp(
+            &mut frame,
+            to4(Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST),
+            (68, 67),
+            message,
+        ),
+        1 => build::udp(&mut frame, to4(own, gateway), (68, 67), message),
+        2 => build::udp(&mut frame, to6, (546, 547), message),
+        3 if message.len() >= 4 => build::icmpv6(&mut frame, to6, 255, message),
+        4 if message.len() >= 4 => build::icmpv4(&mut frame, to4(own, gateway), message),
+        5 => build::udp(&mut frame, to4(own, gateway), (5000, 9), message),
+        6 => {
+            frame.extend(GATEWAY_MAC.0);
+            frame.extend(port.mac.0);
+            frame.extend([8, 6]);
+            frame.extend_from_slice(message);
+        }
+        _ => return,
+    }
+    let mut executor = Executor::new(program);
+    let decision = executor.decide(0, Origin::Guest, &frame, &Offload::default());
+    if let Verdict::Answer(kind) = decision.verdict {
+        let mut reply = Vec::new();
+        match answer::answer(executor.program(), kind, &frame, &mut reply) {
+            Ok(()) => assert_is_whole(&reply, port.mac, &network),
+            Err(_) => assert!(reply.is_empty()),
+        }
+    }
+}
+
+/// An answer is a frame the guest can read, no longer than the MTU.
+fn assert_is_whole(reply: &[u8], mac: MacAddress, network: &Network) {
+    assert!(reply.len() <= ETHERNET_LENGTH + usize::from(network.mtu));
+    assert_eq!(reply[6..12], GATEWAY_MAC.0);
+    let broadcast = reply[0] & 1 != 0;
+    assert!(broadcast || reply[..6] == mac.0);
+    if reply[12..14] != [8, 6] {
+        let packet = &reply[ETHERNET_LENGTH..];
+        let ip = Ip::parse(packet).expect("an answer that can be read");
+        assert!(ip.transport_checksum_holds(packet, &Offload::default()));
+    }
+}
+
+/// TCP segments to the gateway's services, each with a right checksum: 12
+/// bytes of ports, sequence numbers and flags, then data.
+pub fn gateway_tcp(bytes: &[u8]) {
+    let (network, port, _) = port();
+    let own = port.v4.unwrap_or(Ipv4Addr::UNSPECIFIED);
+    let gateway = network.v4.map_or(own, |v4| v4.gateway);
+    let mut stack = Stack::new(&network, port.mac, 0);
+    let mut metadata = MetadataServer::new(&network, &port, &Metadata::default());
+    let mut out = Vec::new();
+    for (now, (flags, packet)) in packets(bytes).enumerate() {
+        let Some((head, data)) = packet.split_first_chunk::<12>() else {
+            continue;
+        };
+        let (target, service) = match flags & 1 {
+            0 => (gateway, 53),
+            _ => (crate::model::METADATA_V4, 80),
+        };
+        let word =
+            |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        let to = Envelope {
+            ethernet: (port.mac, GATEWAY_MAC),
+            ip: (own.into(), target.into()),
+        };
+        let ports = (1024 + u16::from(head[0] & 15), service);
+        let mut frame = Vec::new();
+        build::tcp_control(&mut frame, to, ports, (word(2), word(6)), head[1]);
+        // The stack believes the program, which has looked at the checksum.
+        let length = 40 + data.len() as u16;
+        frame.extend_from_slice(data);
+        frame[16..18].copy_from_slice(&length.to_be_bytes());
+        stack.receive(&frame[ETHERNET_LENGTH..]);
+        let now = now as u64 * u64::from(head[10]);
+        let _ = stack.poll(now, &mut metadata, &mut out);
+        for frame in out.drain(..) {
+            assert!(frame.len() <= ETHERNET_LENGTH + usize::from(network.mtu));
+        }
+    }
+}
+
+/// A message from another process of a network, into a switch.
+pub fn peer(bytes: &[u8]) {
+    crate::segment::fuzz_message(bytes);
+}
+
 /// Messages to the services.
 pub fn services(bytes: &[u8]) {
     let (network, port, _) = port();
@@ -124,6 +236,10 @@ pub fn services(bytes: &[u8]) {
         &network,
         [("guest", vec![IpAddr::from([10, 0, 0, 2])])].into_iter(),
     );
-    let _ = names.answer(bytes);
+    if let Answered::Here(answer) = names.answer(bytes) {
+        // An answer is to this question, and no amplifier.
+        assert_eq!(answer.get(..2), bytes.get(..2));
+        assert!(answer.len() <= bytes.len() + 512);
+    }
     let _ = MetadataServer::new(&network, &port, &Metadata::default()).respond(bytes, 0);
 }

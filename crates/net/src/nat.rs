@@ -15,6 +15,8 @@
 //! own buffer). A full table refuses, or forgets the datagrams used last.
 
 mod datagram;
+mod flow;
+mod listener;
 mod publish;
 mod tcp;
 mod wire;
@@ -29,8 +31,7 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SocketFlags, SocketType, acceptfrom_with, connect, ipproto, recvfrom,
-    socket_with, sockopt,
+    AddressFamily, Protocol, SocketFlags, SocketType, connect, ipproto, socket_with, sockopt,
 };
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
@@ -38,24 +39,18 @@ use rustix::time::{
 };
 
 use crate::link::{Offload, SegmentKind};
-use crate::model::{ForwardProtocol, MINIMUM_MTU, Network, PortId};
+use crate::model::{MINIMUM_MTU, Network, PortId};
 use crate::packet::{Ip, protocol};
 use crate::uplink::Uplink;
-use datagram::{Datagrams, Socket};
+use datagram::Socket;
+use flow::{Flow, Key, Kind, datagrams};
+use listener::Listener;
 pub use publish::{PublishError, Published};
 use tcp::{Fate, Segment, Tcp};
 use wire::{ACK, Header, Out, RST, Unreachable};
 
 /// The most packets that wait for guests.
 const OUT_LIMIT: usize = 4096;
-/// The most TCP connections of one port.
-const TCP_LIMIT: usize = 4096;
-/// The most conversations of datagrams of one port.
-const DATAGRAM_LIMIT: usize = 512;
-/// Connections taken from a listener before others have their turn.
-const ACCEPT_BUDGET: usize = 64;
-/// Clients of a published port that may look the same to a guest.
-const ALIKE: u16 = 16;
 /// Tokens of what isn't a flow.
 const WAKE: u64 = 0;
 const TIMER: u64 = 1;
@@ -110,37 +105,12 @@ pub struct Counters {
     pub table_full: u64,
     /// The host refused to send, or has no socket.
     pub refused_by_host: u64,
-    /// Dropped: the host forbids this user ping sockets
-    /// (`net.ipv4.ping_group_range`).
+    /// Refused: the host allows this user neither ping sockets
+    /// (`net.ipv4.ping_group_range`) nor raw ones. The guest is told
+    /// "administratively prohibited".
     pub ping_forbidden: u64,
     /// Dropped: too much waits for guests.
     pub overflow: u64,
-}
-
-/// Names a flow as the guest sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    port: PortId,
-    protocol: u8,
-    guest: SocketAddr,
-    peer: SocketAddr,
-}
-
-enum Kind {
-    Tcp(Box<Tcp>),
-    Datagrams(Datagrams),
-}
-
-struct Flow {
-    key: Key,
-    kind: Kind,
-    /// Its entry in the timers.
-    armed: Instant,
-}
-
-struct Listener {
-    socket: OwnedFd,
-    published: Published,
 }
 
 /// Host sockets as a network's way out and in.
@@ -159,6 +129,8 @@ pub struct Nat {
     counts: HashMap<PortId, (usize, usize)>,
     listeners: HashMap<u64, Listener>,
     next_token: u64,
+    /// Connections that have something to answer, at the end of the batch.
+    awaited: Vec<u64>,
     out: Out,
     scratch: Vec<u8>,
 }
@@ -189,34 +161,10 @@ impl Nat {
             counts: HashMap::new(),
             listeners: HashMap::new(),
             next_token: 2,
+            awaited: Vec::new(),
             out: Out::default(),
-            scratch: vec![0; tcp::IN_FLIGHT + 1],
+            scratch: vec![0; tcp::MAX_PAYLOAD.max(65_535)],
         })
-    }
-
-    /// Listens at a port of the host for a guest; gives the addresses.
-    ///
-    /// # Errors
-    /// The port is in use, or the host doesn't allow it.
-    pub fn publish(&mut self, published: Published) -> Result<Vec<SocketAddr>, PublishError> {
-        let mut addresses = Vec::new();
-        let mut sockets = Vec::new();
-        for (socket, address) in publish::open(&published)? {
-            let token = self.token();
-            epoll::add(
-                &self.epoll,
-                &socket,
-                EventData::new_u64(token),
-                EventFlags::IN,
-            )
-            .map_err(|error| PublishError::Host(address, error.into()))?;
-            addresses.push(address);
-            sockets.push((token, socket));
-        }
-        for (token, socket) in sockets {
-            self.listeners.insert(token, Listener { socket, published });
-        }
-        Ok(addresses)
     }
 
     /// How many flows there are.
@@ -273,94 +221,19 @@ impl Nat {
         Some(SocketAddr::new(gateway?, client.port()))
     }
 
-    fn has_room(&mut self, key: &Key) -> bool {
-        let (tcp, datagrams) = self.counts.get(&key.port).copied().unwrap_or_default();
-        if key.protocol != protocol::TCP && datagrams >= DATAGRAM_LIMIT {
-            let oldest = self
-                .flows
-                .iter()
-                .filter(|(_, flow)| flow.key.port == key.port)
-                .filter_map(|(token, flow)| match &flow.kind {
-                    Kind::Datagrams(datagrams) => Some((datagrams.used, *token)),
-                    Kind::Tcp(_) => None,
-                })
-                .min();
-            if let Some((_, token)) = oldest {
-                self.remove(token);
-            }
-        }
-        let full = key.protocol == protocol::TCP && tcp >= TCP_LIMIT;
-        if full || self.flows.len() >= self.options.descriptors {
-            self.out.counters.table_full += 1;
-            return false;
-        }
-        true
-    }
-
-    fn insert(&mut self, token: u64, key: Key, kind: Kind) {
-        let armed = deadline(&kind);
-        let count = self.counts.entry(key.port).or_default();
-        match kind {
-            Kind::Tcp(_) => {
-                count.0 += 1;
-                self.out.counters.tcp_opened += 1;
-            }
-            Kind::Datagrams(_) => {
-                count.1 += 1;
-                self.out.counters.datagrams_opened += 1;
-            }
-        }
-        self.timers.insert((armed, token));
-        self.by_key.insert(key, token);
-        self.flows.insert(token, Flow { key, kind, armed });
-    }
-
-    fn remove(&mut self, token: u64) {
-        let Some(flow) = self.flows.remove(&token) else {
-            return;
-        };
-        self.by_key.remove(&flow.key);
-        self.timers.remove(&(flow.armed, token));
-        if let Some(count) = self.counts.get_mut(&flow.key.port) {
-            match flow.kind {
-                Kind::Tcp(_) => count.0 -= 1,
-                Kind::Datagrams(_) => count.1 -= 1,
-            }
-            if *count == (0, 0) {
-                self.counts.remove(&flow.key.port);
-            }
-        }
-    }
-
-    /// After a flow did something: it may be over, or be due earlier.
-    fn settle(&mut self, token: u64, fate: Fate) {
-        if fate == Fate::Gone {
-            return self.remove(token);
-        }
-        if let Some(flow) = self.flows.get_mut(&token) {
-            let due = deadline(&flow.kind);
-            // One that is due later is looked at again when its entry is up.
-            if due < flow.armed {
-                self.timers.remove(&(flow.armed, token));
-                flow.armed = due;
-                self.timers.insert((due, token));
-            }
-        }
-    }
-
     fn connect(
         &mut self,
         token: u64,
         to: SocketAddr,
         kind: SocketType,
-        echo: bool,
+        protocol: Option<Protocol>,
     ) -> Result<OwnedFd, Errno> {
-        let (family, echo_protocol) = match to {
-            SocketAddr::V4(_) => (AddressFamily::INET, ipproto::ICMP),
-            SocketAddr::V6(_) => (AddressFamily::INET6, ipproto::ICMPV6),
+        let family = match to {
+            SocketAddr::V4(_) => AddressFamily::INET,
+            SocketAddr::V6(_) => AddressFamily::INET6,
         };
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let socket = socket_with(family, kind, flags, echo.then_some(echo_protocol))?;
+        let socket = socket_with(family, kind, flags, protocol)?;
         let mut events = EventFlags::IN;
         if kind == SocketType::STREAM {
             events |= EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
@@ -373,6 +246,34 @@ impl Nat {
         }
         epoll::add(&self.epoll, &socket, EventData::new_u64(token), events)?;
         Ok(socket)
+    }
+
+    /// A socket for echoes: a ping socket, or a raw one where this user may
+    /// have no ping socket but is privileged.
+    fn connect_echo(&mut self, token: u64, to: SocketAddr) -> Result<Socket, Errno> {
+        let protocol = Some(match to {
+            SocketAddr::V4(_) => ipproto::ICMP,
+            SocketAddr::V6(_) => ipproto::ICMPV6,
+        });
+        match self.connect(token, to, SocketType::DGRAM, protocol) {
+            Ok(socket) => Ok(Socket::Echo(socket)),
+            Err(Errno::ACCESS | Errno::PERM) => {
+                let socket = self.connect(token, to, SocketType::RAW, protocol)?;
+                Ok(Socket::RawEcho(socket, (initial_sequence() >> 8) as u16))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Says once what to do about it.
+    fn ping_is_forbidden(&mut self) {
+        if self.out.counters.ping_forbidden == 0 {
+            tracing::warn!(
+                "guests can't ping: the host allows this user no ping sockets; \
+                 root can allow them: sysctl net.ipv4.ping_group_range='0 2147483647'"
+            );
+        }
+        self.out.counters.ping_forbidden += 1;
     }
 
     fn tcp_from_guest(&mut self, key: Key, bytes: &[u8], now: Instant) {
@@ -388,8 +289,15 @@ impl Nat {
             else {
                 return;
             };
-            let fate = tcp.guest_sent(&segment, &mut self.out, &mut self.scratch, now);
-            return self.settle(token, fate);
+            let fate = tcp.guest_sent(&segment, &mut self.out, now);
+            if fate == Fate::Gone {
+                return self.remove(token);
+            }
+            if !tcp.awaited {
+                tcp.awaited = true;
+                self.awaited.push(token);
+            }
+            return;
         }
         if segment.flags.rst() {
             return;
@@ -406,7 +314,7 @@ impl Nat {
         }
         let token = self.token();
         let to = SocketAddr::new(address, key.peer.port());
-        match self.connect(token, to, SocketType::STREAM, false) {
+        match self.connect(token, to, SocketType::STREAM, None) {
             Ok(socket) => {
                 let (port, mtu) = (key.port, self.options.mtu);
                 let iss = initial_sequence();
@@ -441,7 +349,7 @@ impl Nat {
         };
         self.out.counters.tcp_resets += 1;
         self.out
-            .tcp(key.port, key.peer, key.guest, &header, &[], &[], 0);
+            .tcp(key.port, key.peer, key.guest, &header, &[], [&[]; 2], 0);
     }
 
     /// A datagram's payload, or an echo's message; `packet` it was in.
@@ -464,18 +372,24 @@ impl Nat {
                 let token = self.token();
                 let to = SocketAddr::new(address, key.peer.port());
                 let echo = key.protocol != protocol::UDP;
-                let socket = match self.connect(token, to, SocketType::DGRAM, echo) {
-                    Ok(socket) if echo => Socket::Echo(socket),
-                    Ok(socket) => Socket::Udp(socket),
-                    Err(Errno::ACCESS | Errno::PERM) if echo => {
-                        self.out.counters.ping_forbidden += 1;
-                        return;
-                    }
-                    Err(_) => {
-                        self.out.counters.refused_by_host += 1;
+                let opened = if echo {
+                    self.connect_echo(token, to)
+                } else {
+                    let socket = self.connect(token, to, SocketType::DGRAM, None);
+                    socket.map(Socket::Udp)
+                };
+                let socket = match opened {
+                    Ok(socket) => socket,
+                    Err(error) => {
+                        let why = if echo && matches!(error, Errno::ACCESS | Errno::PERM) {
+                            self.ping_is_forbidden();
+                            Unreachable::Prohibited
+                        } else {
+                            self.out.counters.refused_by_host += 1;
+                            Unreachable::Host
+                        };
                         let (peer, guest) = (key.peer.ip(), key.guest.ip());
-                        self.out
-                            .unreachable(key.port, peer, guest, Unreachable::Host, packet);
+                        self.out.unreachable(key.port, peer, guest, why, packet);
                         return;
                     }
                 };
@@ -535,6 +449,23 @@ impl Nat {
         }
     }
 
+    /// Has connections answer what guests sent in this batch.
+    fn finish(&mut self) {
+        if self.awaited.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let mut awaited = std::mem::take(&mut self.awaited);
+        for token in awaited.drain(..) {
+            let flow = self.flows.get_mut(&token).map(|flow| &mut flow.kind);
+            if let Some(Kind::Tcp(tcp)) = flow {
+                let fate = tcp.finish(&mut self.out, &mut self.scratch, now);
+                self.settle(token, fate);
+            }
+        }
+        self.awaited = awaited;
+    }
+
     /// Takes what the host has, once.
     fn poll(&mut self) {
         let mut events: Vec<epoll::Event> = Vec::with_capacity(64);
@@ -580,31 +511,6 @@ impl Nat {
         self.serve_timers(now);
     }
 
-    fn serve_timers(&mut self, now: Instant) {
-        while let Some(&(at, token)) = self.timers.first() {
-            if at > now {
-                break;
-            }
-            self.timers.pop_first();
-            let Some(flow) = self.flows.get_mut(&token) else {
-                continue;
-            };
-            let mut fate = Fate::Keep;
-            if deadline(&flow.kind) <= now {
-                fate = match &mut flow.kind {
-                    Kind::Tcp(tcp) => tcp.timer(&mut self.out, &mut self.scratch, now),
-                    Kind::Datagrams(_) => Fate::Gone,
-                };
-            }
-            if fate == Fate::Gone {
-                self.remove(token);
-            } else if let Some(flow) = self.flows.get_mut(&token) {
-                flow.armed = deadline(&flow.kind).max(now + Duration::from_millis(1));
-                self.timers.insert((flow.armed, token));
-            }
-        }
-    }
-
     /// Makes [`Uplink::ready`] true when it is.
     fn arm(&mut self) {
         let waits = !self.out.packets.is_empty();
@@ -636,154 +542,6 @@ impl Nat {
             self.timer_at = Some(first);
         }
     }
-
-    fn serve_listener(&mut self, token: u64, now: Instant) {
-        let Some(listener) = self.listeners.get(&token) else {
-            return;
-        };
-        match listener.published.protocol {
-            ForwardProtocol::Tcp => {
-                for _ in 0..ACCEPT_BUDGET {
-                    if !self.accept(token, now) {
-                        return;
-                    }
-                }
-            }
-            ForwardProtocol::Udp => {
-                for _ in 0..datagram::BUDGET {
-                    if !self.receive_published(token, now) {
-                        return;
-                    }
-                }
-            }
-        }
-    }
-
-    /// The flow's name for a client of a listener, if the guest can be told.
-    fn inbound_key(&self, published: &Published, client: SocketAddr) -> Option<Key> {
-        let guest = published.guest(client.ip())?;
-        Some(Key {
-            port: published.port,
-            protocol: match published.protocol {
-                ForwardProtocol::Tcp => protocol::TCP,
-                ForwardProtocol::Udp => protocol::UDP,
-            },
-            guest,
-            peer: self.client(client, guest.ip())?,
-        })
-    }
-
-    /// Takes one connection; whether there may be more.
-    fn accept(&mut self, listener: u64, now: Instant) -> bool {
-        let Some(Listener { socket, published }) = self.listeners.get(&listener) else {
-            return false;
-        };
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let (socket, client) = match acceptfrom_with(socket, flags) {
-            Ok(accepted) => accepted,
-            Err(Errno::INTR | Errno::CONNABORTED) => return true,
-            Err(Errno::AGAIN) => return false,
-            Err(_) => {
-                self.out.counters.refused_by_host += 1;
-                return false;
-            }
-        };
-        let published = *published;
-        let client = client.and_then(|client| SocketAddr::try_from(client).ok());
-        let Some(mut key) = client.and_then(|client| self.inbound_key(&published, client)) else {
-            self.out.counters.refused_address += 1;
-            return true;
-        };
-        // Two clients may look the same to the guest, at the gateway's address.
-        for _ in 0..16 {
-            if !self.by_key.contains_key(&key) {
-                break;
-            }
-            key.peer.set_port(49_152 | (initial_sequence() >> 8) as u16);
-        }
-        if self.by_key.contains_key(&key) || !self.has_room(&key) {
-            return true;
-        }
-        let token = self.token();
-        let events = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-        if epoll::add(&self.epoll, &socket, EventData::new_u64(token), events).is_err() {
-            self.out.counters.refused_by_host += 1;
-            return true;
-        }
-        let _ = sockopt::set_tcp_nodelay(&socket, true);
-        let _ = sockopt::set_socket_keepalive(&socket, true);
-        let (mtu, iss) = (self.options.mtu, initial_sequence());
-        let (guest, peer) = (key.guest, key.peer);
-        let tcp = Tcp::inbound(key.port, guest, peer, socket, mtu, iss, &mut self.out, now);
-        self.insert(token, key, Kind::Tcp(Box::new(tcp)));
-        true
-    }
-
-    /// The name of a published conversation, and whether it goes on already.
-    /// Clients that look the same to the guest, at the gateway's address, are
-    /// told apart by port numbers that follow the first one's, the same for
-    /// each datagram; `None` when too many look the same.
-    fn published_key(
-        &self,
-        mut key: Key,
-        listener: u64,
-        client: SocketAddr,
-    ) -> Option<(Key, bool)> {
-        let mut free = None;
-        let first = key.peer.port();
-        for step in 0..ALIKE {
-            key.peer.set_port(first.wrapping_add(step).max(1));
-            let Some(flow) = self.by_key.get(&key).and_then(|t| self.flows.get(t)) else {
-                free = free.or(Some(key));
-                continue;
-            };
-            if let Kind::Datagrams(Datagrams {
-                socket: Socket::Published(from, of),
-                ..
-            }) = &flow.kind
-                && (*from, *of) == (listener, client)
-            {
-                return Some((key, true));
-            }
-        }
-        free.map(|key| (key, false))
-    }
-
-    /// Takes one datagram; whether there may be more.
-    fn receive_published(&mut self, listener: u64, now: Instant) -> bool {
-        let Some(Listener { socket, published }) = self.listeners.get(&listener) else {
-            return false;
-        };
-        let received = recvfrom(socket, &mut self.scratch[..65_535], RecvFlags::DONTWAIT);
-        let (length, client) = match received {
-            Ok((_, length, client)) => (length, client),
-            Err(Errno::AGAIN) => return false,
-            // An error of a datagram sent earlier.
-            Err(_) => return true,
-        };
-        let published = *published;
-        let client = client.and_then(|client| SocketAddr::try_from(client).ok());
-        let key = client.and_then(|client| Some((client, self.inbound_key(&published, client)?)));
-        let Some((client, key)) = key else {
-            self.out.counters.refused_address += 1;
-            return true;
-        };
-        let Some((key, known)) = self.published_key(key, listener, client) else {
-            self.out.counters.table_full += 1;
-            return true;
-        };
-        if !known {
-            if !self.has_room(&key) {
-                return true;
-            }
-            let token = self.token();
-            let flow = datagrams(key, Socket::Published(listener, client), now);
-            self.insert(token, key, Kind::Datagrams(flow));
-        }
-        let payload = &self.scratch[..length];
-        self.out.udp(key.port, key.peer, key.guest, payload);
-        true
-    }
 }
 
 impl Uplink for Nat {
@@ -792,10 +550,12 @@ impl Uplink for Nat {
     }
 
     fn flush(&mut self) {
+        self.finish();
         self.arm();
     }
 
     fn receive(&mut self, packet: &mut Vec<u8>) -> Option<(PortId, Offload)> {
+        self.finish();
         if self.out.packets.is_empty() {
             self.poll();
         }
@@ -808,24 +568,6 @@ impl Uplink for Nat {
 
     fn ready(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
-    }
-}
-
-fn deadline(kind: &Kind) -> Instant {
-    match kind {
-        Kind::Tcp(tcp) => tcp.deadline(),
-        Kind::Datagrams(datagrams) => datagrams.deadline(),
-    }
-}
-
-fn datagrams(key: Key, socket: Socket, now: Instant) -> Datagrams {
-    Datagrams {
-        port: key.port,
-        guest: key.guest,
-        peer: key.peer,
-        socket,
-        used: now,
-        answered: false,
     }
 }
 

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use smoltcp::socket::tcp::State;
 
 use super::*;
+use crate::model::ForwardProtocol;
 use guest::{ADDRESS, ADDRESS6, GATEWAY, GATEWAY6, Guest, PORT, nat};
 
 fn pattern(length: u32) -> Vec<u8> {
@@ -32,6 +33,7 @@ fn echo_once(address: &str) -> (u16, std::thread::JoinHandle<()>) {
 fn assert_clean(nat: &Nat) {
     assert_eq!(nat.flows(), 0);
     assert!(nat.by_key.is_empty() && nat.timers.is_empty() && nat.counts.is_empty());
+    assert!(nat.out.holds_nothing());
     let number = std::os::fd::AsRawFd::as_raw_fd(&nat.epoll);
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap();
     let watched = info.lines().filter(|line| line.starts_with("tfd:")).count();
@@ -160,30 +162,6 @@ fn a_closed_window_holds_data_until_it_opens() {
     assert_clean(&guest.nat);
 }
 
-#[test]
-fn a_thousand_connections_leave_nothing() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let server = std::thread::spawn(move || {
-        for _ in 0..1000 {
-            let (mut stream, _) = listener.accept().unwrap();
-            let mut byte = [0; 1];
-            stream.read_exact(&mut byte).unwrap();
-            stream.write_all(&byte).unwrap();
-        }
-    });
-    let mut guest = Guest::new(nat());
-    for round in 0..1000_u16 {
-        let id = guest.connect(GATEWAY.into(), port, 20_000 + round);
-        let got = guest.exchange(id, &[round as u8], 1);
-        assert_eq!(got, [round as u8]);
-        guest.forget(id);
-    }
-    server.join().unwrap();
-    assert_eq!(guest.nat.counters().tcp_opened, 1000);
-    assert_clean(&guest.nat);
-}
-
 fn published(protocol: ForwardProtocol, host_port: u16) -> Published {
     Published {
         protocol,
@@ -218,6 +196,91 @@ fn a_published_port_leads_to_the_guest() {
     let got = guest.exchange(id, b"an answer", 10);
     assert_eq!(got, b"a question");
     assert_eq!(client.join().unwrap(), b"an answer");
+    assert_clean(&guest.nat);
+}
+
+const WAVE: usize = 50;
+const WAVES: usize = 100;
+
+/// Five thousand connections outward, and as many inward: nothing is left.
+#[test]
+fn ten_thousand_connections_leave_nothing() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let server = std::thread::spawn(move || {
+        for _ in 0..WAVE * WAVES {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut byte = [0; 1];
+            stream.read_exact(&mut byte).unwrap();
+            stream.write_all(&byte).unwrap();
+        }
+    });
+    let mut guest = Guest::new(nat());
+    for wave in 0..WAVES {
+        let first = 20_000 + (wave * WAVE) as u16;
+        let ids = (first..).take(WAVE);
+        let ids: Vec<_> = ids
+            .map(|from| guest.connect(GATEWAY.into(), port, from))
+            .collect();
+        let (mut answers, mut asked) = (0, [false; WAVE]);
+        guest.until("outward", |guest| {
+            for (id, asked) in ids.iter().zip(&mut asked) {
+                let socket = guest.tcp(*id);
+                if !*asked && socket.can_send() {
+                    socket.send_slice(&[7]).unwrap();
+                    *asked = true;
+                }
+                if socket.can_recv() {
+                    let mut bytes = [0; 100];
+                    let n = socket.recv_slice(&mut bytes).unwrap();
+                    assert_eq!((n, bytes[0]), (1, 7));
+                    answers += 1;
+                    socket.close();
+                }
+            }
+            answers == WAVE && guest.nat.flows() == 0
+        });
+        ids.into_iter().for_each(|id| guest.forget(id));
+    }
+    server.join().unwrap();
+    assert_eq!(guest.nat.counters().tcp_opened as usize, WAVE * WAVES);
+    assert_clean(&guest.nat);
+
+    let published = published(ForwardProtocol::Tcp, 0);
+    let at = guest.nat.publish(published).unwrap()[0];
+    for _ in 0..WAVES {
+        let ids: Vec<_> = (0..WAVE).map(|_| guest.listen(80)).collect();
+        let clients = std::thread::spawn(move || {
+            let streams = (0..WAVE).map(|_| TcpStream::connect(at).unwrap());
+            let mut streams: Vec<TcpStream> = streams.collect();
+            for stream in &mut streams {
+                stream.write_all(&[9]).unwrap();
+            }
+            for stream in &mut streams {
+                let mut byte = [0; 1];
+                stream.read_exact(&mut byte).unwrap();
+                assert_eq!(byte, [9]);
+            }
+        });
+        let mut answers = 0;
+        guest.until("inward", |guest| {
+            for id in &ids {
+                let socket = guest.tcp(*id);
+                if socket.can_recv() {
+                    let mut bytes = [0; 100];
+                    let n = socket.recv_slice(&mut bytes).unwrap();
+                    socket.send_slice(&bytes[..n]).unwrap();
+                    socket.close();
+                    answers += 1;
+                }
+            }
+            answers == WAVE && guest.nat.flows() == 0
+        });
+        clients.join().unwrap();
+        ids.into_iter().for_each(|id| guest.forget(id));
+    }
+    assert_eq!(guest.nat.counters().tcp_opened as usize, 2 * WAVE * WAVES);
+    assert_eq!(guest.nat.counters().tcp_resets, 0);
     assert_clean(&guest.nat);
 }
 
@@ -308,29 +371,37 @@ fn a_client_of_a_published_datagram_port_gets_its_own_answers_only() {
     assert_ne!(seen[0], seen[1]);
 }
 
+/// An echo through whatever socket this user gets: ping, raw, or none; then
+/// the guest is told.
 #[test]
-fn an_echo_is_answered_or_counted() {
-    let mut nat = nat();
-    let (mut out, mut packet) = (Out::default(), Vec::new());
-    out.icmp(
-        PORT,
-        ADDRESS.into(),
-        GATEWAY.into(),
-        &[8, 0, 0, 0, 0x12, 0x34, 0, 7, 1, 2],
+fn an_echo_is_answered_or_prohibited() {
+    let (v4, v6) = (
+        (ADDRESS.into(), GATEWAY.into()),
+        (ADDRESS6.into(), GATEWAY6.into()),
     );
-    out.pop(&mut packet).unwrap();
-    nat.send(PORT, &packet, Offload::default());
-    if nat.counters().ping_forbidden == 1 {
-        eprintln!("no answer looked for: this host forbids ping sockets");
-        return assert_clean(&nat);
+    for ((guest, gateway), request, at, reply, prohibited) in
+        [(v4, 8, 20, 0, [3, 13]), (v6, 128, 40, 129, [1, 1])]
+    {
+        let mut nat = nat();
+        let (mut out, mut packet) = (Out::default(), Vec::new());
+        let message = [request, 0, 0, 0, 0x12, 0x34, 0, 7, 1, 2];
+        out.icmp(PORT, guest, gateway, &message);
+        out.pop(&mut packet).unwrap();
+        nat.send(PORT, &packet, Offload::default());
+        let end = Instant::now() + Duration::from_secs(20);
+        packet.clear();
+        while nat.receive(&mut packet).is_none() {
+            assert!(Instant::now() < end, "{:?}", nat.counters());
+        }
+        if nat.counters().ping_forbidden == 1 {
+            eprintln!("this host forbids ping sockets: only the refusal is tested");
+            assert_eq!(packet[at..at + 2], prohibited);
+            assert_clean(&nat);
+            continue;
+        }
+        assert_eq!(packet[at], reply);
+        assert_eq!(packet[at + 4..], [0x12, 0x34, 0, 7, 1, 2]);
     }
-    let end = Instant::now() + Duration::from_secs(20);
-    packet.clear();
-    while nat.receive(&mut packet).is_none() {
-        assert!(Instant::now() < end, "{:?}", nat.counters());
-    }
-    assert_eq!(packet[20], 0);
-    assert_eq!(packet[24..], [0x12, 0x34, 0, 7, 1, 2]);
 }
 
 #[test]
@@ -388,7 +459,7 @@ proptest! {
             let mut options = if options { bytes.clone() } else { Vec::new() };
             options.truncate(options.len() / 4 * 4);
             let (mut out, mut packet) = (Out::default(), Vec::new());
-            out.tcp(PORT, from, to, &header, &options, &bytes, 1400);
+            out.tcp(PORT, from, to, &header, &options, [&bytes, &[]], 1400);
             let (_, offload) = out.pop(&mut packet).unwrap();
             nat.send(PORT, &packet, offload);
             seq = seq.wrapping_add(1);

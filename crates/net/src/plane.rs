@@ -255,5 +255,8 @@ impl Uplink for NoUplink {
 }
 
 #[cfg(test)]
+#[path = "plane_hostile_test.rs"]
+mod hostile_test;
+#[cfg(test)]
 #[path = "plane_test.rs"]
 mod test;

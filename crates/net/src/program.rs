@@ -21,6 +21,7 @@ pub mod flow;
 pub mod oracle;
 mod reason;
 mod rule;
+pub mod scene;
 pub mod trace;
 
 pub use reason::DropReason;

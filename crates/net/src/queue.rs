@@ -6,7 +6,7 @@
 //! is allocated for a frame, and the lock is taken once for many.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -82,6 +82,9 @@ pub struct Queue {
     batch: Mutex<Batch>,
     event: OwnedFd,
     dropped: AtomicU64,
+    /// Whether the receiver takes anything; see [`Queue::set_active`].
+    active: AtomicBool,
+    refused: AtomicU64,
 }
 
 impl Queue {
@@ -95,6 +98,8 @@ impl Queue {
             batch: Mutex::default(),
             event,
             dropped: AtomicU64::new(0),
+            active: AtomicBool::new(true),
+            refused: AtomicU64::new(0),
         })
     }
 
@@ -104,12 +109,21 @@ impl Queue {
     }
 
     /// Moves all of `batch` in, as far as there is room; the rest is dropped
-    /// and counted. `batch` is empty after.
+    /// and counted, and so is all of it while the queue is inactive. `batch` is
+    /// empty after.
     pub fn put(&self, batch: &mut Batch) {
         if batch.is_empty() {
             return;
         }
         let mut waiting = self.lock();
+        // Asked under the lock: nothing comes in behind `set_active(false)`.
+        if !self.is_active() {
+            let refused = batch.frames.len() as u64;
+            self.refused.fetch_add(refused, Ordering::Relaxed);
+            drop(waiting);
+            batch.clear();
+            return;
+        }
         let was_empty = waiting.is_empty();
         if was_empty {
             std::mem::swap(&mut *waiting, batch);
@@ -150,6 +164,28 @@ impl Queue {
     /// Frames dropped because the receiver was too slow.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Says whether the receiver takes frames. What waits when it stops is
+    /// dropped, and counted like all that comes until it starts again.
+    pub fn set_active(&self, active: bool) {
+        let mut waiting = self.lock();
+        self.active.store(active, Ordering::Relaxed);
+        if !active {
+            let refused = waiting.frames.len() as u64;
+            self.refused.fetch_add(refused, Ordering::Relaxed);
+            waiting.clear();
+        }
+    }
+
+    /// Whether the receiver takes frames; a new queue's does.
+    pub fn is_active(&self) -> bool {
+        self.active.load(Ordering::Relaxed)
+    }
+
+    /// Frames dropped because the receiver takes none.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// Readable while frames may wait.
@@ -211,6 +247,10 @@ impl Link for PortLink {
 
     fn ready(&self) -> BorrowedFd<'_> {
         self.to_guest.ready()
+    }
+
+    fn set_active(&mut self, active: bool) {
+        self.to_guest.set_active(active);
     }
 }
 

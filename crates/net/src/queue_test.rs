@@ -73,3 +73,28 @@ fn a_flood_is_dropped_and_counted() {
     assert_eq!(received + here.to_plane.dropped() as usize, sent);
     assert!(received > 0 && received < sent);
 }
+
+#[test]
+fn a_receiver_that_takes_nothing_gets_nothing_and_it_is_counted() {
+    let queue = Queue::new().unwrap();
+    let mut batch = Batch::default();
+    let mut put = |count: usize| {
+        for _ in 0..count {
+            batch.push([&[1; 60], &[]], Offload::default());
+        }
+        queue.put(&mut batch);
+        assert!(batch.is_empty());
+    };
+    put(2);
+    queue.set_active(false);
+    assert!(!queue.is_active());
+    put(3);
+    assert_eq!(queue.refused(), 5);
+    let mut taken = Batch::default();
+    assert!(!queue.take(&mut taken), "nothing is left from before");
+    queue.set_active(true);
+    put(1);
+    assert!(is_readable(queue.ready()));
+    assert!(queue.take(&mut taken));
+    assert_eq!((taken.frames_mut().count(), queue.refused()), (1, 5));
+}

@@ -35,6 +35,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{MacAddress, Network};
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use peers::fuzz_message;
 pub use peers::{PeerEvent, Peers};
 
 /// What can't be joined.

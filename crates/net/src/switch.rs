@@ -4,8 +4,11 @@
 //! It decides and forwards; it does no I/O. Where things go is behind
 //! [`Outlets`]. One thread calls it.
 
+mod counters;
+mod trace;
+
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use crate::answer;
 use crate::link::{Offload, PartialChecksum, Segmentation};
@@ -14,9 +17,9 @@ use crate::packet::{ETHERNET_LENGTH, Ethernet, ethertype};
 use crate::program::compile::{compile, own_addresses};
 use crate::program::executor::Executor;
 use crate::program::flow::Milliseconds;
-use crate::program::oracle::FlowMap;
-use crate::program::trace::{Trace, probe, trace};
 use crate::program::{DropReason, Neighbours, Origin, Service, Verdict};
+
+pub use counters::Counters;
 
 /// Where a switch's packets go.
 pub trait Outlets {
@@ -31,10 +34,12 @@ pub trait Outlets {
     );
     /// An IP packet leaves. Offsets in `offload` count from the IP header.
     fn uplink(&mut self, port: PortId, packet: &[u8], offload: Offload);
-    /// A frame a service of the plane takes.
-    fn service(&mut self, port: PortId, service: Service, frame: &[u8], offload: Offload);
-    /// A frame for ports of another process: one process, or all.
-    fn peer(&mut self, to: Option<PeerId>, frame: &[u8], offload: Offload);
+    /// A frame a service of the plane takes; whether it does, or has too much
+    /// to do.
+    fn service(&mut self, port: PortId, service: Service, frame: &[u8], offload: Offload) -> bool;
+    /// A frame for ports of another process: one process, or all; whether all
+    /// of them will get it if they read.
+    fn peer(&mut self, to: Option<PeerId>, frame: &[u8], offload: Offload) -> bool;
 }
 
 /// Names another process with ports on this network.
@@ -50,32 +55,6 @@ pub struct PeerPort {
     pub mac: MacAddress,
     /// Its addresses on the network.
     pub addresses: Vec<IpAddr>,
-}
-
-/// What a port has seen.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Frames from the guest.
-    pub sent: u64,
-    /// Bytes from the guest.
-    pub sent_bytes: u64,
-    /// Frames to the guest.
-    pub received: u64,
-    /// Bytes to the guest.
-    pub received_bytes: u64,
-    /// Frames dropped, by reason; in the order of [`DropReason::ALL`].
-    pub drops: [[u64; DropReason::COUNT]; 2],
-}
-
-impl Counters {
-    /// How many packets were dropped for a reason, from the guest or to it.
-    pub fn dropped(&self, direction: Direction, reason: DropReason) -> u64 {
-        self.drops[direction as usize][reason as usize]
-    }
-
-    pub(crate) fn count(&mut self, direction: Direction, reason: DropReason) {
-        self.drops[direction as usize][reason as usize] += 1;
-    }
 }
 
 /// The ports of a network in this process.
@@ -352,7 +331,11 @@ impl Switch {
                     Err(reason) => port.counters.count(Direction::Out, reason),
                 }
             }
-            Verdict::Service(service) => outlets.service(id, service, &frame[..end], offload),
+            Verdict::Service(service) => {
+                if !outlets.service(id, service, &frame[..end], offload) {
+                    port.counters.count(Direction::Out, DropReason::GatewayBusy);
+                }
+            }
             Verdict::Uplink => {
                 outlets.uplink(id, &frame[ETHERNET_LENGTH..end], from_frame(offload));
             }
@@ -364,7 +347,9 @@ impl Switch {
                         self.deliver(now, to, Origin::Network, &frame[..end], offload, outlets);
                     }
                     Some(Place::There(peer)) => {
-                        outlets.peer(Some(*peer), &frame[..end], offload);
+                        if !outlets.peer(Some(*peer), &frame[..end], offload) {
+                            port.counters.count(Direction::Out, DropReason::QueueFull);
+                        }
                     }
                     None => port
                         .counters
@@ -372,8 +357,10 @@ impl Switch {
                 }
             }
             Verdict::Flood => {
+                if !outlets.peer(None, &frame[..end], offload) {
+                    port.counters.count(Direction::Out, DropReason::QueueFull);
+                }
                 self.deliver_to_all(now, Some(id), &frame[..end], offload, outlets);
-                outlets.peer(None, &frame[..end], offload);
             }
             // No outgoing program delivers.
             Verdict::Deliver => {}
@@ -485,50 +472,6 @@ impl Switch {
             // No incoming program does anything else.
             _ => {}
         }
-    }
-
-    /// What would happen to a frame a port's guest sends, or to a packet that
-    /// comes for it, at first sight.
-    pub fn trace(
-        &self,
-        id: PortId,
-        origin: Origin,
-        frame: &[u8],
-        offload: &Offload,
-    ) -> Option<Trace> {
-        let port = self.ports.get(&id)?;
-        Some(trace(
-            port.executor.program(),
-            &FlowMap::default(),
-            0,
-            origin,
-            frame,
-            offload,
-        ))
-    }
-
-    /// What would happen to the first packet a port's guest sends to
-    /// `destination`; see [`probe`]. Where it goes to another port of this
-    /// process, what that port does with it follows.
-    pub fn trace_to(
-        &self,
-        id: PortId,
-        protocol: u8,
-        destination: SocketAddr,
-    ) -> Option<Vec<(PortId, Trace)>> {
-        let port = self.ports.get(&id)?;
-        let mut frame = probe(port.executor.program(), protocol, destination)?;
-        let here = self.trace(id, Origin::Guest, &frame, &Offload::default())?;
-        let verdict = here.decision.verdict;
-        let mut traces = vec![(id, here)];
-        if let Verdict::Neighbour(mac) = verdict
-            && let Some(Place::Here(there)) = self.places.get(&mac)
-        {
-            frame[..6].copy_from_slice(&mac.0);
-            let trace = self.trace(*there, Origin::Network, &frame, &Offload::default())?;
-            traces.push((*there, trace));
-        }
-        Some(traces)
     }
 
     /// A router advertisement for a port's guest.

@@ -25,13 +25,24 @@ impl Outlets for Record {
     fn uplink(&mut self, port: PortId, packet: &[u8], offload: Offload) {
         self.uplink.push((port, packet.to_vec(), offload));
     }
-    fn service(&mut self, port: PortId, _service: Service, _frame: &[u8], _offload: Offload) {
+    fn service(
+        &mut self,
+        port: PortId,
+        _service: Service,
+        _frame: &[u8],
+        _offload: Offload,
+    ) -> bool {
         self.services.push(port);
+        self.services.len() <= BUSY
     }
-    fn peer(&mut self, to: Option<PeerId>, frame: &[u8], _offload: Offload) {
+    fn peer(&mut self, to: Option<PeerId>, frame: &[u8], _offload: Offload) -> bool {
         self.peers.push((to, frame.to_vec()));
+        true
     }
 }
+
+/// How many requests the services of these tests take.
+const BUSY: usize = 100;
 
 const A: PortId = PortId(1);
 const B: PortId = PortId(2);

@@ -20,8 +20,8 @@ use crate::operation::Operation;
 use crate::translate::Translations;
 
 /// Operations kept before everything is dropped and decoding starts over;
-/// at about 40 bytes each this is 40 MiB.
-const MOST_OPERATIONS: usize = 1 << 20;
+/// at about 40 bytes each this is 80 MiB.
+const MOST_OPERATIONS: usize = 2 << 20;
 
 /// Entries of the table by linear address.
 const NEAR: usize = 1 << 14;

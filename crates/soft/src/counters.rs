@@ -31,8 +31,8 @@ pub struct Counters {
     pub left_otherwise: u64,
     /// Pages of code that were written.
     pub code_pages_changed: u64,
-    /// Times all translations were given up for want of room.
-    pub code_flushes: u64,
+    /// Segments of translated code given up for want of room.
+    pub code_evictions: u64,
     /// Page walks: misses of the translation tables.
     pub page_walks: u64,
     /// Times all translations of an address space were dropped.
@@ -60,7 +60,7 @@ impl Counters {
             ("left-interpreted", self.left_interpreted),
             ("left-otherwise", self.left_otherwise),
             ("code-pages-changed", self.code_pages_changed),
-            ("code-flushes", self.code_flushes),
+            ("code-evictions", self.code_evictions),
             ("page-walks", self.page_walks),
             ("address-space-flushes", self.address_space_flushes),
             ("ticks-translating", self.translating),

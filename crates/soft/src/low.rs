@@ -8,6 +8,9 @@
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
+/// What the host can map in one piece, in bytes.
+pub(crate) const LARGE_PAGE: usize = 2 << 20;
+
 /// An anonymous mapping in the low 2 GiB, zeroed.
 #[derive(Debug)]
 pub(crate) struct LowMemory {
@@ -30,36 +33,60 @@ impl LowMemory {
     }
 
     /// Maps `length` bytes twice: here to be executed, and at the address
-    /// returned to be written. Anonymous, because perf looks up names only for
-    /// such code.
+    /// returned to be written, both so that the host may use large pages.
+    /// Anonymous, because perf looks up names only for such code.
     pub(crate) fn executable(length: usize) -> std::io::Result<(Self, *mut u8)> {
-        let low = Self::map(
-            length,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED | libc::MAP_ANONYMOUS,
-            -1,
-        )?;
-        // SAFETY: an old size of zero asks for a second mapping of the same
-        // pages, where the kernel chooses.
-        let write = unsafe { libc::mremap(low.start().cast(), 0, length, libc::MREMAP_MAYMOVE) };
-        if write == libc::MAP_FAILED {
+        let low = Self::reserve(length, libc::MAP_32BIT)?;
+        let shared = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        let both = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: over our own reservation.
+        let mapped = unsafe { libc::mmap(low.start().cast(), length, both, shared, -1, 0) };
+        if mapped == libc::MAP_FAILED {
             return Err(std::io::Error::last_os_error());
         }
-        // SAFETY: our own mapping, not used yet.
-        let protected = unsafe {
-            libc::mprotect(
-                low.start().cast(),
-                length,
-                libc::PROT_READ | libc::PROT_EXEC,
-            )
-        };
-        if protected != 0 {
-            let error = std::io::Error::last_os_error();
-            // SAFETY: our own mapping, not used yet.
-            unsafe { libc::munmap(write, length) };
-            return Err(error);
+        let write = Self::reserve(length, 0)?;
+        let options = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        // SAFETY: an old size of zero asks for a second mapping of the same
+        // pages; it takes the place of our own reservation.
+        let second =
+            unsafe { libc::mremap(mapped, 0, length, options, write.start().cast::<u8>()) };
+        if second == libc::MAP_FAILED {
+            return Err(std::io::Error::last_os_error());
         }
-        Ok((low, write.cast()))
+        let execute = libc::PROT_READ | libc::PROT_EXEC;
+        // SAFETY: our own mapping, not used yet.
+        if unsafe { libc::mprotect(mapped, length, execute) } != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        let address = write.start();
+        // The caller unmaps it.
+        std::mem::forget(write);
+        Ok((low, address))
+    }
+
+    /// Takes `length` bytes of addresses that begin at a multiple of
+    /// [`LARGE_PAGE`], with nothing in them.
+    fn reserve(length: usize, flags: i32) -> std::io::Result<Self> {
+        let flags = flags | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let whole = length + LARGE_PAGE;
+        // SAFETY: a new mapping where the kernel chooses.
+        let address =
+            unsafe { libc::mmap(std::ptr::null_mut(), whole, libc::PROT_NONE, flags, -1, 0) };
+        if address == libc::MAP_FAILED {
+            return Err(std::io::Error::last_os_error());
+        }
+        let before = (address as usize).wrapping_neg() % LARGE_PAGE;
+        let start = address.cast::<u8>().wrapping_add(before);
+        // SAFETY: the ends of our own reservation.
+        unsafe {
+            if before > 0 {
+                libc::munmap(address, before);
+            }
+            let end = start.wrapping_add(length);
+            libc::munmap(end.cast(), LARGE_PAGE - before);
+        }
+        let start = NonNull::new(start).ok_or(std::io::ErrorKind::OutOfMemory)?;
+        Ok(Self { start, length })
     }
 
     fn map(length: usize, protection: i32, flags: i32, file: i32) -> std::io::Result<Self> {

@@ -310,9 +310,11 @@ impl Cpu {
         }
     }
 
-    /// Sets the guest's TSC to `value` now, without the adjustment MSR.
+    /// Sets the guest's TSC to `value` now, without the adjustment MSR. The
+    /// machine's processors show one time: see [`crate::partition::Shared::agree_tsc`].
     pub(crate) fn set_tsc(&mut self, value: u64) {
-        self.tsc_offset = value.wrapping_sub(host_tsc());
+        let own = value.wrapping_sub(host_tsc());
+        self.tsc_offset = self.shared.agree_tsc(self.id, own);
     }
 
     /// Arms the deadline timer with what the MSR holds.

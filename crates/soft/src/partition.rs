@@ -35,6 +35,8 @@ pub(crate) struct Shared {
     arming: Mutex<()>,
     /// How often the clock was set: processors then rewrite their pages.
     pub(crate) clock_generation: AtomicU64,
+    /// The processor whose TSC was set last, and its offset.
+    tsc_offset: Mutex<Option<(u32, u64)>>,
 }
 
 /// kvmclock read `nanoseconds` when the host TSC read `host_tsc`.
@@ -90,6 +92,7 @@ impl Shared {
             next_lowest: AtomicU32::new(0),
             arming: Mutex::new(()),
             clock_generation: AtomicU64::new(0),
+            tsc_offset: Mutex::new(None),
         })
     }
 
@@ -161,6 +164,30 @@ impl Shared {
                     std::thread::yield_now();
                 }
                 std::hint::spin_loop();
+            }
+        }
+    }
+
+    /// The TSC offset processor `id` shall have, which on its own would be
+    /// `offset`. Processors are exported and imported one after the other, so
+    /// their counters seem to differ by the time in between: the first that is
+    /// imported decides, and the others follow unless they are more than a
+    /// second away.
+    pub(crate) fn agree_tsc(&self, id: u32, offset: u64) -> u64 {
+        let second = u64::from(self.tsc_khz) * 1000;
+        let mut machine = self
+            .tsc_offset
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match *machine {
+            Some((other, agreed))
+                if other != id && (offset.wrapping_sub(agreed) as i64).unsigned_abs() < second =>
+            {
+                agreed
+            }
+            _ => {
+                *machine = Some((id, offset));
+                offset
             }
         }
     }

@@ -23,6 +23,7 @@ mod encoding;
 mod flow;
 mod form;
 mod machine;
+mod numbered;
 mod perf_map;
 mod special;
 mod thunk;
@@ -137,7 +138,7 @@ impl Translator {
     pub(crate) fn code_bytes(&self) -> usize {
         self.machine
             .as_ref()
-            .map_or(0, |machine| machine.code.used())
+            .map_or(0, |machine| machine.code.touched())
     }
 
     /// Linear addresses lead nowhere any more.
@@ -221,11 +222,14 @@ impl Cpu {
     #[inline(always)]
     pub(crate) fn unit_of(&mut self, block: *const Block) -> Option<u32> {
         let variant = self.variant();
-        let generation = self.translator.machine.as_ref()?.generation;
+        let machine = self.translator.machine.as_ref()?;
         // SAFETY: as in `run_block`: blocks live until another is decoded.
         let translations = unsafe { &(*block).translations };
-        match translations.unit(variant, generation) {
-            0 => {
+        match translations.unit(variant, machine.generation) {
+            // News of a change may come when the new code is translated
+            // already; then the unit is gone and the block is as good as ever.
+            unit if unit != 0 && machine.unit(unit - 1).is_some() => Some(unit - 1),
+            _ => {
                 let count = translations.count.get() + 1;
                 translations.count.set(count);
                 if count <= self.translator.threshold {
@@ -233,19 +237,12 @@ impl Cpu {
                 }
                 self.translate_block(block, variant, false)
             }
-            unit => Some(unit - 1),
         }
     }
 
     /// The unit an edge shall lead to.
     pub(crate) fn unit_for_edge(&mut self, edge: u32, block: *const Block) -> Option<u32> {
-        let plain = self
-            .translator
-            .machine
-            .as_ref()?
-            .edges
-            .get(edge as usize)?
-            .plain;
+        let plain = self.translator.machine.as_ref()?.edges.get(edge)?.plain;
         if plain {
             let variant = self.variant();
             return self.translate_block(block, variant, true);
@@ -295,17 +292,16 @@ impl Cpu {
         });
         let instructions = items.len() as u64;
         let machine = self.translator.machine.as_mut()?;
-        let generation = machine.generation;
         let unit = machine.add(&items, key, page, variant, plain)?;
-        machine.units[unit as usize].blocks =
-            blocks.iter().map(|(_, block)| block.clone()).collect();
+        let made = machine.units.get_mut(unit)?;
+        made.blocks = blocks.iter().map(|(_, block)| block.clone()).collect();
+        let far_entry = made.far_entry;
         if !plain {
             head.translations.set(variant, machine.generation, unit);
         }
-        let Unit { far_entry, .. } = machine.units[unit as usize];
         let length = machine.code.next().saturating_sub(far_entry) as usize;
         perf_map::note(far_entry, length, linear, variant / 2 == crate::mmu::USER);
-        self.counters.code_flushes += u64::from(machine.generation - generation);
+        self.counters.code_evictions = machine.evictions;
         self.counters.units_translated += 1;
         self.counters.instructions_translated += instructions;
         self.counters.translating += crate::clock::host_tsc().saturating_sub(began);
@@ -318,7 +314,7 @@ impl Cpu {
         let block = self.next_block().ok()?;
         let unit = self.unit_of(block)?;
         let machine = self.translator.machine.as_ref()?;
-        let start = machine.units[unit as usize].far_entry;
+        let start = machine.unit(unit)?.far_entry;
         Some((start.into(), machine.code.read(start)))
     }
 
@@ -365,7 +361,10 @@ impl Cpu {
         let Some(machine) = &self.translator.machine else {
             return Left::Interpret;
         };
-        let (entry, enter) = (machine.units[unit as usize].entry, machine.thunks.enter);
+        let Some(&Unit { entry, .. }) = machine.unit(unit) else {
+            return Left::Here;
+        };
+        let enter = machine.thunks.enter;
         self.hot.entry = entry.into();
         self.hot.page = self.rip & !0xfff;
         let bits = self.arithmetic.bits();
@@ -436,9 +435,7 @@ impl Cpu {
 
     /// From here on the edge leads to the unit.
     pub(crate) fn link_edge(&mut self, edge: u32, unit: u32) {
-        if let Some(machine) = &mut self.translator.machine
-            && (edge as usize) < machine.edges.len()
-        {
+        if let Some(machine) = &mut self.translator.machine {
             machine.link(edge, unit);
         }
     }

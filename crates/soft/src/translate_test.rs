@@ -243,6 +243,22 @@ fn a_page_mapped_elsewhere_runs_what_is_there() {
 }
 
 #[test]
+fn late_news_of_a_change_is_no_trap() {
+    // The code is decoded and translated anew before the mail about the write
+    // is read: another processor wrote, told the page, and then told this one.
+    let mut test = machine();
+    // mov ecx, 100; loop: dec ecx; jnz; hlt.
+    let code = [0xb9, 100, 0, 0, 0, 0xff, 0xc9, 0x75, 0xfc, 0xf4];
+    assert_eq!(test.run(&code), Trap::Halt);
+    assert!(is_translated(&test));
+    test.cpu.translator.page_changed(CODE & !0xfff);
+    test.cpu.rip = CODE;
+    let limit = crate::clock::host_tsc() + 10_000_000_000;
+    assert_eq!(test.cpu.run(Some(limit)), Trap::Halt);
+    assert_eq!(test.reg(gpr::RCX), 0);
+}
+
+#[test]
 fn an_endless_loop_ends_when_it_shall() {
     // jmp self, then one that calls itself through a register.
     for code in [
@@ -273,6 +289,36 @@ fn everything_can_be_given_up_at_any_time() {
         }
     }
     panic!("it does not come to an end");
+}
+
+#[test]
+fn the_oldest_code_makes_room() {
+    // More code than there is room for, each piece calling the next, and all
+    // of it again and again: links and jumps lead to what is there.
+    for segments in [1, 2, 5] {
+        let mut test = machine();
+        if let Some(machine) = &mut test.cpu.translator.machine {
+            machine.code.divide(8192, segments);
+        }
+        // mov ecx, 20
+        let mut code = vec![0xb9, 20, 0, 0, 0];
+        let start = code.len();
+        for piece in 0..400u32 {
+            // add eax, N; test eax, eax; jz +5 (over the jump); jmp +0.
+            code.push(0x05);
+            code.extend(piece.to_le_bytes());
+            code.extend([0x85, 0xc0, 0x74, 5, 0xe9, 0, 0, 0, 0]);
+        }
+        // dec ecx; jnz start; hlt.
+        code.extend([0xff, 0xc9, 0x0f, 0x85]);
+        let back = start as i32 - (code.len() as i32 + 4);
+        code.extend(back.to_le_bytes());
+        code.push(0xf4);
+        assert_eq!(test.run(&code), Trap::Halt);
+        assert_eq!(test.reg(gpr::RAX), 20 * (399 * 400 / 2));
+        let counters = &test.cpu.counters;
+        assert!(counters.code_evictions > 0 || !test.cpu.translator.is_on());
+    }
 }
 
 #[test]

@@ -7,6 +7,8 @@
 
 mod address;
 mod byte_count;
+mod name;
 
 pub use address::GuestAddress;
 pub use byte_count::{ByteCount, ParseByteCountError};
+pub use name::{Name, NameError};

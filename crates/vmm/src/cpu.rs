@@ -78,6 +78,77 @@ pub fn physical_address_bits(offered: &CpuidTable) -> u32 {
     }
 }
 
+/// Registers that list features, one bit each: leaf, subleaf, which register,
+/// and the bits of it that are not a matter of what the engine can do: what
+/// the machine or the operating system sets.
+const FEATURES: [(u32, u32, Register, u32); 11] = [
+    // The hypervisor's own bit, and OSXSAVE.
+    (1, 0, Register::Ecx, HYPERVISOR | 1 << 27),
+    (1, 0, Register::Edx, HTT),
+    (7, 0, Register::Ebx, 0),
+    // OSPKE.
+    (7, 0, Register::Ecx, 1 << 4),
+    (7, 0, Register::Edx, 0),
+    (7, 1, Register::Eax, 0),
+    (0xd, 0, Register::Eax, 0),
+    (0xd, 1, Register::Eax, 0),
+    (0x8000_0001, 0, Register::Ecx, CMP_LEGACY),
+    (0x8000_0001, 0, Register::Edx, 0),
+    (0x8000_0007, 0, Register::Edx, 0),
+];
+
+#[derive(Clone, Copy, Debug)]
+enum Register {
+    Eax,
+    Ebx,
+    Ecx,
+    Edx,
+}
+
+impl Register {
+    fn of(self, result: &CpuidResult) -> u32 {
+        match self {
+            Self::Eax => result.eax,
+            Self::Ebx => result.ebx,
+            Self::Ecx => result.ecx,
+            Self::Edx => result.edx,
+        }
+    }
+}
+
+/// What a processor with the table `shown` promised its guest and an engine
+/// that offers `offered` does not have: `CPUID 7:0 EBX bit 5`, and so on.
+pub fn missing(shown: &CpuidTable, offered: &CpuidTable) -> Vec<String> {
+    let mut missing = Vec::new();
+    for (function, index, register, ignored) in FEATURES {
+        let promised = register.of(&shown.get(function, index));
+        let there = register.of(&offered.get(function, index));
+        let lacking = promised & !there & !ignored;
+        let bits = (0..32).filter(|bit| lacking >> bit & 1 != 0);
+        let register = format!("{register:?}").to_uppercase();
+        missing.extend(bits.map(|bit| format!("CPUID {function:x}:{index} {register} bit {bit}")));
+    }
+    missing
+}
+
+/// What `offered` and `other` both have: a machine shown this can move between
+/// the two. What is no list of features is as in `offered`.
+pub fn common(offered: &CpuidTable, other: &CpuidTable) -> CpuidTable {
+    let mut table = offered.clone();
+    for (function, index, register, _) in FEATURES {
+        let there = register.of(&other.get(function, index));
+        for index in [None, Some(index)] {
+            table.update(function, index, |result| match register {
+                Register::Eax => result.eax &= there,
+                Register::Ebx => result.ebx &= there,
+                Register::Ecx => result.ecx &= there,
+                Register::Edx => result.edx &= there,
+            });
+        }
+    }
+    table
+}
+
 /// Caches of the first and second level are a core's own, the third is
 /// everyone's. `cores`: whether the leaf counts the package's cores, too
 /// (leaf 4 does, AMD's 8000_001DH doesn't).

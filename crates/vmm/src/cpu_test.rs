@@ -53,3 +53,17 @@ fn address_bits_have_a_default() {
     assert_eq!(physical_address_bits(&offered()), 48);
     assert_eq!(physical_address_bits(&CpuidTable::new()), 36);
 }
+
+#[test]
+fn features_an_engine_lacks_are_named() {
+    let mut offered = CpuidTable::new();
+    let features = |ebx| CpuidResult {
+        ebx,
+        ..CpuidResult::default()
+    };
+    offered.set(7, Some(0), features(1 << 5 | 1 << 3));
+    let shown = table(&offered, VcpuId(1), 2);
+    assert!(missing(&shown, &offered).is_empty());
+    offered.set(7, Some(0), features(1 << 3));
+    assert_eq!(missing(&shown, &offered), ["CPUID 7:0 EBX bit 5"]);
+}

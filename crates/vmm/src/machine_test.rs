@@ -26,7 +26,7 @@ const FOREVER: [u8; 2] = [0xeb, 0xfe];
 /// one about that.
 const TRIPLE_FAULT: [u8; 9] = [0x0f, 0x01, 0x1d, 2, 0, 0, 0, 0x0f, 0x0b];
 
-fn kernel(code: &[&[u8]]) -> Kernel {
+pub(crate) fn kernel(code: &[&[u8]]) -> Kernel {
     let mut image: Vec<u8> = code.concat();
     // What TRIPLE_FAULT loads as an IDT of no entries.
     image.extend([0; 16]);
@@ -42,15 +42,17 @@ fn kernel(code: &[&[u8]]) -> Kernel {
     }
 }
 
-fn spec(kernel: Kernel) -> MachineSpec {
+pub(crate) fn spec(kernel: Kernel) -> MachineSpec {
     MachineSpec {
         cpus: 1,
+        features: None,
         memory: ByteCount::mib(16),
-        boot: DirectBoot {
+        boot: BootSource::Kernel(DirectBoot {
             kernel,
             initrd: Vec::new(),
             command_line: String::new(),
-        },
+        }),
+        backing: MemoryBacking::Anonymous,
         disks: Vec::new(),
         cards: Vec::new(),
         vsock_cid: Some(3),
@@ -60,7 +62,14 @@ fn spec(kernel: Kernel) -> MachineSpec {
     }
 }
 
-fn engines() -> Vec<Arc<dyn Accelerator>> {
+fn kernel_boot(spec: &mut MachineSpec) -> &mut DirectBoot {
+    match &mut spec.boot {
+        BootSource::Kernel(boot) => boot,
+        BootSource::Saved(_) => unreachable!(),
+    }
+}
+
+pub(crate) fn engines() -> Vec<Arc<dyn Accelerator>> {
     [EngineKind::Soft, EngineKind::Kvm]
         .into_iter()
         .filter_map(|kind| match engine::open(EngineChoice::Only(kind)) {
@@ -73,7 +82,7 @@ fn engines() -> Vec<Arc<dyn Accelerator>> {
         .collect()
 }
 
-fn tail() -> (SerialIo, ConsoleTail) {
+pub(crate) fn tail() -> (SerialIo, ConsoleTail) {
     let tail = ConsoleTail::default();
     let io = SerialIo {
         input: None,
@@ -82,7 +91,7 @@ fn tail() -> (SerialIo, ConsoleTail) {
     (io, tail)
 }
 
-fn start(
+pub(crate) fn start(
     spec: MachineSpec,
     accelerator: &dyn Accelerator,
     serial: SerialIo,
@@ -170,6 +179,72 @@ fn impossible_machines_are_refused() {
     assert!(refused(&|spec| spec.memory = ByteCount(4097)).contains("too little"));
     assert!(refused(&|spec| spec.cpus = 0).contains("processors"));
     assert!(refused(&|spec| spec.cpus = 100_000).contains("processors"));
-    assert!(refused(&|spec| spec.boot.initrd = vec![0; 32 << 20]).contains("does not fit"),);
-    assert!(refused(&|spec| spec.boot.command_line = "x".repeat(5000)).contains("command line"));
+    assert!(refused(&|spec| kernel_boot(spec).initrd = vec![0; 32 << 20]).contains("does not fit"),);
+    assert!(
+        refused(&|spec| kernel_boot(spec).command_line = "x".repeat(5000)).contains("command line")
+    );
+}
+
+/// Says 'a' to 'z' and again for ever, a letter for every 16 Ki rounds of a
+/// loop. The letter is in a register and in memory; where they differ, a
+/// triple fault.
+pub(crate) fn alphabet() -> Vec<u8> {
+    let mut code = vec![0xb3, b'a']; // mov bl, 'a'
+    code.extend([0xbf, 0, 0, 0x20, 0, 0x88, 0x1f]); // mov edi, 200000h; mov [rdi], bl
+    let again = code.len();
+    code.extend([0xb9, 0x00, 0x40, 0x00, 0x00]); // mov ecx, 4000h
+    code.extend([0xff, 0xc9, 0x75, 0xfc]); // dec ecx; jnz
+    code.extend([0x66, 0xba, 0xf8, 0x03]); // mov dx, 3f8h
+    code.extend([0x8a, 0x07, 0x38, 0xd8, 0x74, TRIPLE_FAULT.len() as u8]); // mov al, [rdi]; cmp al, bl; je
+    code.extend(TRIPLE_FAULT);
+    code.push(0xee); // out dx, al
+    code.extend([0xfe, 0xc3, 0x80, 0xfb, b'z' + 1, 0x75, 0x02, 0xb3, b'a']); // inc bl; wrap
+    code.extend([0x88, 0x1f]); // mov [rdi], bl
+    let back = again as i64 - (code.len() as i64 + 2);
+    code.extend([0xeb, back as i8 as u8]);
+    code
+}
+
+/// Waits until the console has said `count` bytes; what it said.
+pub(crate) fn said(tail: &ConsoleTail, count: usize) -> String {
+    let begin = std::time::Instant::now();
+    loop {
+        let said = tail.lines(1);
+        if said.len() >= count || begin.elapsed() > PATIENCE {
+            return said;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+pub(crate) fn follows(text: &str) -> bool {
+    let next = |byte: u8| if byte == b'z' { b'a' } else { byte + 1 };
+    text.as_bytes()
+        .windows(2)
+        .all(|pair| pair[1] == next(pair[0]))
+}
+
+#[test]
+fn a_paused_machine_stands_still_and_goes_on() {
+    for accelerator in engines() {
+        let (io, tail) = tail();
+        let (machine, _ended) =
+            start(spec(kernel(&[&alphabet()])), accelerator.as_ref(), io).unwrap();
+        said(&tail, 3);
+        let handle = machine.handle();
+        assert_eq!(handle.run_state(), RunState::Running);
+        handle.pause().unwrap();
+        handle.pause().unwrap();
+        assert_eq!(handle.run_state(), RunState::Paused);
+        std::thread::sleep(Duration::from_millis(50));
+        let then = tail.lines(1);
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(tail.lines(1), then);
+        handle.resume().unwrap();
+        let now = said(&tail, then.len() + 5);
+        assert!(now.len() > then.len() && follows(&now), "{now}");
+        drop(machine);
+        assert_eq!(handle.run_state(), RunState::Ended);
+        assert!(matches!(handle.pause(), Err(LifecycleError::Ended)));
+    }
 }

@@ -2,10 +2,12 @@
 //!
 //! One thread each. A thread answers its processor's exits from the buses and
 //! does nothing else; whatever else must happen arrives as a command and a
-//! kick. Commands win over exits: a stop is seen after at most one exit.
+//! kick. Commands win over exits: a stop is seen after at most one exit. While
+//! paused a processor is parked where [`Processors::visit`] reaches it.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use favo_accel::{AccelError, Vcpu, VcpuEntry, VcpuExit, VcpuId, VcpuKicker};
 use favo_devices::bus::Bus;
@@ -38,34 +40,67 @@ enum Command {
     Stop,
 }
 
+/// What a processor's thread does after it looked for commands.
+enum Next {
+    Run(Box<dyn Vcpu>),
+    Stop(Box<dyn Vcpu>),
+}
+
+struct Orders {
+    command: Command,
+    /// Where each processor is while it stands still, between two runs.
+    parked: Vec<Option<Box<dyn Vcpu>>>,
+}
+
 struct Control {
-    command: Mutex<Command>,
+    orders: Mutex<Orders>,
     changed: Condvar,
 }
 
 impl Control {
-    fn lock(&self) -> MutexGuard<'_, Command> {
-        self.command.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Orders> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits while paused; false means stop.
-    fn may_run(&self) -> bool {
-        let mut command = self.lock();
-        while *command == Command::Pause {
-            command = self
+    /// Parks the processor while paused, or, once it `ended`, until the stop.
+    fn next(&self, slot: usize, vcpu: Box<dyn Vcpu>, ended: bool) -> Next {
+        let mut orders = self.lock();
+        if orders.command == Command::Run && !ended {
+            return Next::Run(vcpu);
+        }
+        let mut own = Some(vcpu);
+        loop {
+            let goes_on = match orders.command {
+                Command::Run => !ended,
+                Command::Pause => false,
+                Command::Stop => true,
+            };
+            if goes_on && let Some(vcpu) = own.take().or_else(|| orders.parked[slot].take()) {
+                return match orders.command {
+                    Command::Stop => Next::Stop(vcpu),
+                    _ => Next::Run(vcpu),
+                };
+            }
+            if let Some(vcpu) = own.take() {
+                orders.parked[slot] = Some(vcpu);
+                self.changed.notify_all();
+            }
+            orders = self
                 .changed
-                .wait(command)
+                .wait(orders)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        *command == Command::Run
     }
 }
+
+/// How often a pause looks whether a thread has died.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// The running processors of a machine. Dropping stops them.
 pub struct Processors {
     control: Arc<Control>,
     kickers: Vec<Arc<dyn VcpuKicker>>,
-    threads: Vec<JoinHandle<Box<dyn Vcpu>>>,
+    threads: Mutex<Vec<JoinHandle<Box<dyn Vcpu>>>>,
 }
 
 impl Processors {
@@ -77,30 +112,52 @@ impl Processors {
         report: impl Fn(ProcessorEvent) + Clone + Send + 'static,
     ) -> std::io::Result<Self> {
         let control = Arc::new(Control {
-            command: Mutex::new(Command::Run),
+            orders: Mutex::new(Orders {
+                command: Command::Run,
+                parked: vcpus.iter().map(|_| None).collect(),
+            }),
             changed: Condvar::new(),
         });
         let mut processors = Self {
             control,
             kickers: Vec::new(),
-            threads: Vec::new(),
+            threads: Mutex::default(),
         };
-        for vcpu in vcpus {
+        for (slot, vcpu) in vcpus.into_iter().enumerate() {
             let (control, buses, report) =
                 (processors.control.clone(), buses.clone(), report.clone());
             processors.kickers.push(vcpu.kicker());
             let name = format!("vcpu-{}", vcpu.id());
             let thread = spawn(ThreadKind::Vcpu, name, move || {
-                run(vcpu, &control, &buses, report)
+                run(vcpu, slot, &control, &buses, report)
             })?;
-            processors.threads.push(thread);
+            processors.lock_threads().push(thread);
         }
         Ok(processors)
     }
 
-    /// Makes every processor stand still soon; they keep their state.
-    pub fn pause(&self) {
+    /// Makes every processor stand still and waits until they do: nothing of
+    /// the guest executes when this returns true. False if one of them is
+    /// lost, or they were stopped.
+    pub fn pause(&self) -> bool {
         self.command(Command::Pause);
+        let mut orders = self.control.lock();
+        loop {
+            if orders.command != Command::Pause {
+                return false;
+            }
+            if orders.parked.iter().all(Option::is_some) {
+                return true;
+            }
+            (orders, _) = self
+                .control
+                .changed
+                .wait_timeout(orders, LOOK)
+                .unwrap_or_else(PoisonError::into_inner);
+            if self.lock_threads().iter().any(JoinHandle::is_finished) {
+                return false;
+            }
+        }
     }
 
     /// Lets paused processors go on.
@@ -108,42 +165,55 @@ impl Processors {
         self.command(Command::Run);
     }
 
-    /// Stops the processors and hands them back in order, each between two
-    /// runs. A processor whose thread died is left out.
-    pub fn stop(mut self) -> Vec<Box<dyn Vcpu>> {
-        self.stop_threads()
+    /// Calls `look` with each processor in order, while they stand still.
+    /// `None` if they don't.
+    pub fn visit<R>(&self, mut look: impl FnMut(&mut dyn Vcpu) -> R) -> Option<Vec<R>> {
+        let mut orders = self.control.lock();
+        if orders.command != Command::Pause || !orders.parked.iter().all(Option::is_some) {
+            return None;
+        }
+        let parked = orders.parked.iter_mut().flatten();
+        Some(parked.map(|vcpu| look(vcpu.as_mut())).collect())
     }
 
-    fn stop_threads(&mut self) -> Vec<Box<dyn Vcpu>> {
+    /// Stops the processors and hands them back in order, each between two
+    /// runs. A processor whose thread died is left out.
+    pub fn stop(&self) -> Vec<Box<dyn Vcpu>> {
         self.command(Command::Stop);
-        self.threads
-            .drain(..)
+        let threads = std::mem::take(&mut *self.lock_threads());
+        threads
+            .into_iter()
             .filter_map(|thread| thread.join().ok())
             .collect()
     }
 
     fn command(&self, command: Command) {
-        let mut current = self.control.lock();
+        let mut orders = self.control.lock();
         // A stop is for good.
-        if *current != Command::Stop {
-            *current = command;
+        if orders.command != Command::Stop {
+            orders.command = command;
         }
-        drop(current);
+        drop(orders);
         self.control.changed.notify_all();
         for kicker in &self.kickers {
             kicker.kick();
         }
     }
+
+    fn lock_threads(&self) -> MutexGuard<'_, Vec<JoinHandle<Box<dyn Vcpu>>>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Drop for Processors {
     fn drop(&mut self) {
-        self.stop_threads();
+        self.stop();
     }
 }
 
 fn run(
     mut vcpu: Box<dyn Vcpu>,
+    slot: usize,
     control: &Control,
     buses: &Buses,
     report: impl Fn(ProcessorEvent),
@@ -153,24 +223,23 @@ fn run(
     loop {
         // A read must be answered before the processor may be taken apart, so
         // commands are looked at between exits that need no answer.
-        if entry == VcpuEntry::Resume && !control.may_run() {
-            return vcpu;
+        if entry == VcpuEntry::Resume {
+            vcpu = match control.next(slot, vcpu, false) {
+                Next::Run(vcpu) => vcpu,
+                Next::Stop(vcpu) => return vcpu,
+            };
         }
-        match vcpu.run(entry) {
+        let end = match vcpu.run(entry) {
+            Ok(VcpuExit::Shutdown) => ProcessorEvent::Shutdown(id),
             Ok(exit) => {
                 entry = handle(exit, buses);
-                if exit == VcpuExit::Shutdown {
-                    report(ProcessorEvent::Shutdown(id));
-                    wait_for_stop(control);
-                    return vcpu;
-                }
+                continue;
             }
-            Err(error) => {
-                report(ProcessorEvent::Failed(id, error));
-                wait_for_stop(control);
-                return vcpu;
-            }
-        }
+            Err(error) => ProcessorEvent::Failed(id, error),
+        };
+        report(end);
+        let (Next::Run(vcpu) | Next::Stop(vcpu)) = control.next(slot, vcpu, true);
+        return vcpu;
     }
 }
 
@@ -196,16 +265,6 @@ fn handle(exit: VcpuExit, buses: &Buses) -> VcpuEntry {
         VcpuExit::Shutdown | VcpuExit::Interrupted => {}
     }
     VcpuEntry::Resume
-}
-
-fn wait_for_stop(control: &Control) {
-    let mut command = control.lock();
-    while *command != Command::Stop {
-        command = control
-            .changed
-            .wait(command)
-            .unwrap_or_else(PoisonError::into_inner);
-    }
 }
 
 #[cfg(test)]

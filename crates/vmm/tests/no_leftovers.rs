@@ -6,10 +6,11 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use favo_accel::EngineKind;
+use favo_accel::MemoryBacking;
 use favo_types::{ByteCount, GuestAddress};
 use favo_vmm::engine::{self, EngineChoice};
 use favo_vmm::kernel::{Kernel, Segment};
-use favo_vmm::machine::{DirectBoot, EndReport, Machine, MachineSpec};
+use favo_vmm::machine::{BootSource, DirectBoot, EndReport, Machine, MachineSpec};
 use favo_vmm::outcome::Outcome;
 use favo_vmm::serial_io::{ConsoleTail, SerialIo, SerialOutput};
 
@@ -48,8 +49,9 @@ fn spec() -> MachineSpec {
     let image = vec![0xeb, 0xfe];
     MachineSpec {
         cpus: 2,
+        features: None,
         memory: ByteCount::mib(16),
-        boot: DirectBoot {
+        boot: BootSource::Kernel(DirectBoot {
             kernel: Kernel {
                 segments: vec![Segment {
                     address: GuestAddress(1 << 20),
@@ -62,7 +64,8 @@ fn spec() -> MachineSpec {
             },
             initrd: Vec::new(),
             command_line: String::new(),
-        },
+        }),
+        backing: MemoryBacking::Anonymous,
         disks: Vec::new(),
         cards: Vec::new(),
         vsock_cid: Some(3),

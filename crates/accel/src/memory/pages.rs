@@ -74,8 +74,8 @@ impl RegionPages {
     fn with_len(bytes: usize) -> Self {
         let pages = bytes.div_ceil(PAGE_SIZE as usize);
         Self {
-            flags: (0..pages).map(|_| AtomicU8::new(0)).collect(),
-            versions: (0..pages).map(|_| AtomicU32::new(0)).collect(),
+            flags: super::host::zeroed(pages),
+            versions: super::host::zeroed(pages),
             listener: ListenerCell::default(),
         }
     }

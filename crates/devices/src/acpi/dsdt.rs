@@ -22,6 +22,8 @@ const REVISION: u8 = 2;
 
 /// Notification that a power button was pressed (ACPI 6.5, table 5.160).
 const BUTTON_PRESSED: u8 = 0x80;
+/// Notification that the generation changed.
+const GENERATION_CHANGED: u8 = 0x80;
 /// `_STA`: present, enabled, shown, working.
 const STATUS_PRESENT: u8 = 0xf;
 
@@ -42,6 +44,7 @@ pub(super) fn dsdt(machine: &Platform) -> Result<impl Aml + use<>, AcpiError> {
     rtc(&mut devices);
     pvpanic(&mut devices);
     power_button(&mut devices);
+    generation(&mut devices);
     event_device(&mut devices);
     let mut code = Scope::raw(Path::new("_SB_"), devices);
     sleep_states(&mut code);
@@ -146,6 +149,27 @@ fn power_button(code: &mut Vec<u8>) {
     device(code, "PWRB", &EISAName::new("PNP0C0C"), None);
 }
 
+/// Where the machine's generation is, and who is told when it changes
+/// (Microsoft, Virtual Machine Generation ID). Linux knows it by either id.
+fn generation(code: &mut Vec<u8>) {
+    let address = platform::GENERATION_ID.0;
+    Device::new(
+        Path::new("VGEN"),
+        vec![
+            &Name::new(Path::new("_HID"), &"VMGENCTR"),
+            &Name::new(Path::new("_CID"), &"VM_Gen_Counter"),
+            &Name::new(Path::new("_DDN"), &"VM_Gen_Counter"),
+            &Name::new(Path::new("_UID"), &ZERO),
+            &Name::new(Path::new("_STA"), &STATUS_PRESENT),
+            &Name::new(
+                Path::new("ADDR"),
+                &Package::new(vec![&(address as u32), &((address >> 32) as u32)]),
+            ),
+        ],
+    )
+    .to_aml_bytes(code);
+}
+
 /// The generic event device (5.6.9.1): on an interrupt, its `_EVT` reads what
 /// happened and passes it on.
 fn event_device(code: &mut Vec<u8>) {
@@ -180,6 +204,11 @@ fn event_device(code: &mut Vec<u8>) {
                     &If::new(
                         &Local(1),
                         vec![&Notify::new(&Path::new("\\_SB_.PWRB"), &BUTTON_PRESSED)],
+                    ),
+                    &And::new(&Local(1), &Local(0), &Power::EVENT_GENERATION),
+                    &If::new(
+                        &Local(1),
+                        vec![&Notify::new(&Path::new("\\_SB_.VGEN"), &GENERATION_CHANGED)],
                     ),
                 ],
             ),

@@ -18,7 +18,7 @@ pub mod limit;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Instant;
 
 use favo_accel::EventCounter;
@@ -161,6 +161,7 @@ impl NetSpec {
             from_guest: Gate::new(self.from_guest, now),
             to_guest: Gate::new(self.to_guest, now),
             counters: NetCounters::default(),
+            workers: OnceLock::new(),
         });
         let mut queue_sizes = vec![QUEUE_SIZE; 2 * links.len()];
         queue_sizes.push(CONTROL_QUEUE_SIZE);
@@ -178,6 +179,9 @@ impl NetSpec {
                 })?;
             workers.push(Arc::new(worker));
         }
+        let weak = workers.iter().map(Arc::downgrade).collect();
+        // Set here only.
+        let _ = shared.workers.set(weak);
         let mut net = Net {
             mac: self.mac,
             shared,
@@ -263,9 +267,25 @@ pub struct Shared {
     from_guest: Gate,
     to_guest: Gate,
     counters: NetCounters,
+    /// One per queue pair.
+    workers: OnceLock<Vec<Weak<Worker<PairHandler>>>>,
 }
 
 impl Shared {
+    fn is_link_up(&self) -> bool {
+        self.link_up.load(Ordering::Acquire)
+    }
+
+    /// Has the pairs from `first` on notice that the link, or how many of them
+    /// the driver uses, has changed. A pair's thread must leave itself out: if
+    /// the device went away meanwhile, it would wait for its own end.
+    fn tell_pairs(&self, first: usize) {
+        let workers = self.workers.get().map(Vec::as_slice).unwrap_or_default();
+        for worker in workers.iter().skip(first).filter_map(Weak::upgrade) {
+            worker.post(|handler, _| handler.update_active());
+        }
+    }
+
     fn permit_from_guest(&self) -> Result<(), Instant> {
         self.from_guest.permit()
     }
@@ -302,7 +322,7 @@ impl Shared {
 
     fn status(&self) -> u16 {
         let mut status = 0;
-        if self.link_up.load(Ordering::Acquire) {
+        if self.is_link_up() {
             status |= STATUS_LINK_UP;
         }
         if lock(&self.control).announce {
@@ -392,9 +412,13 @@ impl NetHandle {
         })
     }
 
-    /// Plugs the cable in, or pulls it, as far as the guest can see.
+    /// Plugs the cable in, or pulls it: the guest sees it, and no frame
+    /// crosses; those that would are dropped and counted.
     pub fn set_link_up(&self, up: bool) -> io::Result<()> {
-        self.change_config(move |shared, _| shared.link_up.store(up, Ordering::Release))
+        // At once, before any thread is told.
+        self.shared.link_up.store(up, Ordering::Release);
+        self.shared.tell_pairs(0);
+        self.change_config(|_, _| {})
     }
 
     /// Changes how fast the guest may send and be sent to, at once.
@@ -520,6 +544,7 @@ impl VirtioDevice for Net {
         }
         shared.link_up.store(state.link_up, Ordering::Release);
         shared.set_control(state.control);
+        shared.tell_pairs(0);
         Ok(())
     }
 

@@ -456,6 +456,60 @@ fn queue_pairs_are_used_once_the_driver_says_so() {
 }
 
 #[test]
+fn a_pair_nobody_uses_any_more_is_told_before_a_frame_comes() {
+    let mut guest = Guest::new(&NetSpec::new(MAC), 2, 0);
+    let second = guest.networks[1].clone();
+    let mut control = guest.control();
+    let wait = |active: bool| {
+        let until = Instant::now() + PATIENCE;
+        while second.0.active.load(Ordering::SeqCst) != active {
+            assert!(Instant::now() < until, "never {active}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    wait(false);
+    assert_eq!(command(&mut control, &[4, 0, 2, 0]), 0);
+    wait(true);
+    assert_eq!(command(&mut control, &[4, 0, 1, 0]), 0);
+    wait(false);
+    assert!(guest.network().0.active.load(Ordering::SeqCst));
+}
+
+#[test]
+fn nothing_crosses_a_link_that_is_down_and_all_of_it_is_counted() {
+    let mut guest = Guest::plain();
+    let handle = guest.device.handle();
+    let status = |guest: &Guest| {
+        let mut status = [0; 2];
+        guest.device.read_config(6, &mut status);
+        u16::from_le_bytes(status)
+    };
+    assert_eq!(status(&guest) & STATUS_LINK_UP, STATUS_LINK_UP);
+    guest.rx.submit(&[], &[1536]);
+    handle.set_link_up(false).unwrap();
+    assert_eq!(status(&guest) & STATUS_LINK_UP, 0);
+    let until = Instant::now() + PATIENCE;
+    while guest.network().0.active.load(Ordering::SeqCst) {
+        assert!(Instant::now() < until, "the network was not told");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    guest.network().send(&frame(60), Offload::default());
+    guest.wait_count("dropped-to-guest", Some("link-down"), 1);
+    guest.tx.request(&[&[0; HEADER], &frame(60)], &[]);
+    assert_eq!(guest.count("dropped-from-guest", Some("link-down")), 1);
+    assert!(guest.network().taken().is_empty());
+    assert_eq!(guest.count("frames-to-guest", None), 0);
+
+    // The same buffer takes the first frame once it is up again.
+    handle.set_link_up(true).unwrap();
+    assert_eq!(status(&guest) & STATUS_LINK_UP, STATUS_LINK_UP);
+    guest.network().send(&frame(61), Offload::default());
+    assert_eq!(guest.rx.wait().written as usize, HEADER + 61);
+    guest.tx.request(&[&[0; HEADER], &frame(62)], &[]);
+    assert_eq!(guest.network().taken().len(), 1);
+}
+
+#[test]
 fn without_several_pairs_the_control_queue_is_the_third() {
     let mut guest = Guest::new(&NetSpec::new(MAC), 4, feature::MQ);
     assert_eq!(guest.device.control_queue(), 2);

@@ -7,11 +7,14 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use favo_vmm::kernel::Kernel;
-use favo_vmm::machine::{DirectBoot, MachineSpec};
+use favo_vmm::machine::{BootSource, DirectBoot, MachineSpec};
 use favo_vmm::outcome::Outcome;
 use favo_vmm::serial_io::{SerialInput, SerialIo, SerialOutput};
 
-use super::{Args, End, disks, killed_by, network, open_engine, start, wait_for_end};
+use super::network::Attachment;
+use super::{
+    Args, End, disks, killed_by, network, open_engine, serve_control, start, wait_for_end,
+};
 use crate::mailbox::Mailbox;
 use crate::terminal::{self, RawMode};
 use crate::{Failure, exit};
@@ -31,15 +34,17 @@ pub fn run_kernel(args: &Args, kernel: &Path) -> Result<ExitCode, Failure> {
         None => Vec::new(),
     };
     let command_line = args.cmdline.clone().unwrap_or(COMMAND_LINE.into());
-    let (_network, cards) = network::attach(&args.network, NAME, args.cpus)?;
+    let (attachment, cards) = network::attach(&args.network, NAME, args.cpus)?;
     let spec = MachineSpec {
         cpus: args.cpus,
+        features: None,
         memory: args.memory,
-        boot: DirectBoot {
+        boot: BootSource::Kernel(DirectBoot {
             kernel,
             initrd,
             command_line,
-        },
+        }),
+        backing: args.backing(),
         disks: disks::open(&args.disk)?,
         cards,
         vsock_cid: None,
@@ -47,11 +52,16 @@ pub fn run_kernel(args: &Args, kernel: &Path) -> Result<ExitCode, Failure> {
         balloon: true,
         console: None,
     };
-    run_serial(args, spec)
+    run_serial(args, spec, NAME, &attachment)
 }
 
 /// Runs a machine on this process's standard input and output.
-pub fn run_serial(args: &Args, spec: MachineSpec) -> Result<ExitCode, Failure> {
+pub fn run_serial(
+    args: &Args,
+    spec: MachineSpec,
+    name: &str,
+    attachment: &Attachment,
+) -> Result<ExitCode, Failure> {
     let engine = open_engine(args)?;
     let mailbox = Mailbox::with_signals()?;
     let end = {
@@ -65,13 +75,15 @@ pub fn run_serial(args: &Args, spec: MachineSpec) -> Result<ExitCode, Failure> {
             output: SerialOutput::Fd(duplicate(io::stdout())?),
         };
         let machine = start(spec, &engine, serial, &mailbox)?;
+        let control = serve_control(args, &machine, name)?;
         let end = wait_for_end(&mailbox);
+        drop(control);
         if let End::Signal(_) = end {
             machine.handle().stop();
         }
         let counters = machine.stop();
         if args.stats {
-            super::stats::print(&counters);
+            super::stats::print(counters, attachment);
         }
         end
     };

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
 
 use favo_block::{Backing, BlockImage, Format, OpenOptions};
 use favo_vmm::machine::DiskSpec;
+use favo_vmm::machine::config::{DiskConfig, DiskSource};
 
 use crate::Failure;
 
@@ -67,12 +67,24 @@ impl DiskArgument {
         };
         let options = OpenOptions::new(self.format)
             .read_only(self.read_only)
-            .backing(Backing::Within(vec![directory]));
-        Ok(DiskSpec {
-            disk: Arc::new(BlockImage::open(&self.file, &options)?),
+            .backing(Backing::Within(vec![directory.clone()]));
+        let image = BlockImage::open(&self.file, &options)?;
+        let config = DiskConfig {
+            path: absolute(&self.file)?,
+            format: self.format.into(),
+            backing: vec![absolute(&directory)?],
+            read_only: self.read_only,
+            throw_away: false,
             serial: format!("favo-disk{index}"),
-        })
+        };
+        Ok(DiskSource { image, config }.into())
     }
+}
+
+/// The path without links, for whoever opens it later from elsewhere.
+pub fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::fs::canonicalize(path)
+        .map_err(|error| Failure::new(format!("finding {}: {error}", path.display())))
 }
 
 /// Opens all of them.

@@ -16,12 +16,13 @@ use favo_image::export::{ExportFormat, ExportOptions, export};
 use favo_image::initramfs::{self, AgentMode, AgentOptions};
 use favo_image::{ImageError, ImageName, OpenImage, Store};
 use favo_vmm::kernel::Kernel;
-use favo_vmm::machine::{DirectBoot, DiskSpec, Machine, MachineSpec};
+use favo_vmm::machine::config::{DiskConfig, DiskFormat, DiskSource};
+use favo_vmm::machine::{BootSource, DirectBoot, DiskSpec, Machine, MachineSpec};
 use favo_vmm::outcome::Outcome;
 use favo_vmm::serial_io::{ConsoleTail, SerialIo, SerialOutput};
 use signal_hook::consts::{SIGINT, SIGWINCH};
 
-use super::{Args, direct, disks, killed_by, network, open_engine, start};
+use super::{Args, direct, disks, killed_by, network, open_engine, serve_control, start};
 use crate::image::image_failure;
 use crate::mailbox::{Event, Mailbox};
 use crate::progress::TerminalProgress;
@@ -54,11 +55,13 @@ pub fn run_image(args: &Args) -> Result<ExitCode, Failure> {
     } else {
         AgentMode::Run
     };
-    let (_network, cards) = network::attach(&args.network, name.name(), args.cpus)?;
+    let (attachment, cards) = network::attach(&args.network, name.name(), args.cpus)?;
     let spec = MachineSpec {
         cpus: args.cpus,
+        features: None,
         memory: args.memory,
-        boot: boot(args, &image, mode)?,
+        boot: BootSource::Kernel(boot(args, &image, mode)?),
+        backing: args.backing(),
         disks: std::iter::once(root_disk(args, &store, name, &image))
             .chain([disks::open(&args.disk)].into_iter().flat_map(split))
             .collect::<Result<_, _>>()?,
@@ -69,9 +72,9 @@ pub fn run_image(args: &Args) -> Result<ExitCode, Failure> {
         console: None,
     };
     if args.boot {
-        return direct::run_serial(args, spec);
+        return direct::run_serial(args, spec, name.name(), &attachment);
     }
-    run_command(args, spec)
+    run_command(args, spec, name.name(), &attachment)
 }
 
 /// A result of many as many results.
@@ -136,23 +139,35 @@ fn root_disk(
     name: &ImageName,
     image: &OpenImage,
 ) -> Result<DiskSpec, Failure> {
-    let disk = match &args.keep {
-        Some(keep) => BlockImage::open(
-            &kept_disk(store, name, keep)?,
-            &OpenOptions::new(Format::Raw),
-        )?,
+    let (disk, path) = match &args.keep {
+        Some(keep) => {
+            let path = kept_disk(store, name, keep)?;
+            (
+                BlockImage::open(&path, &OpenOptions::new(Format::Raw))?,
+                path,
+            )
+        }
         None => {
             let path = image
                 .disk_path()
                 .ok_or_else(|| Failure::new(format!("the disk of image {name} is not there")))?;
             let base = BlockImage::open(path, &OpenOptions::new(Format::Raw).read_only(true))?;
-            base.overlay(store.state_directory())?
+            (base.overlay(store.state_directory())?, path.to_owned())
         }
     };
-    Ok(DiskSpec {
-        disk: Arc::new(disk),
+    let config = DiskConfig {
+        path: disks::absolute(&path)?,
+        format: DiskFormat::Raw,
+        backing: Vec::new(),
+        read_only: false,
+        throw_away: args.keep.is_none(),
         serial: "favo-root".to_owned(),
-    })
+    };
+    Ok(DiskSource {
+        image: disk,
+        config,
+    }
+    .into())
 }
 
 /// A kept disk begins as a copy of the image's; it is there whole or not at all.
@@ -179,7 +194,12 @@ fn kept_disk(store: &Store, image: &ImageName, keep: &ImageName) -> Result<PathB
     Ok(file)
 }
 
-fn run_command(args: &Args, spec: MachineSpec) -> Result<ExitCode, Failure> {
+fn run_command(
+    args: &Args,
+    spec: MachineSpec,
+    name: &str,
+    attachment: &network::Attachment,
+) -> Result<ExitCode, Failure> {
     let durable = args.keep.is_some() || args.disk.iter().any(disks::DiskArgument::is_writable);
     let engine = open_engine(args)?;
     let mailbox = Mailbox::with_signals()?;
@@ -194,6 +214,7 @@ fn run_command(args: &Args, spec: MachineSpec) -> Result<ExitCode, Failure> {
     };
     let begin = Instant::now();
     let machine = start(spec, &engine, serial, &mailbox)?;
+    let control = serve_control(args, &machine, name)?;
     let stream = match wait_for_agent(&machine, &mailbox)? {
         Waited::Agent(stream) => stream,
         Waited::Signal(signal) => return Ok(killed_by(signal)),
@@ -212,9 +233,10 @@ fn run_command(args: &Args, spec: MachineSpec) -> Result<ExitCode, Failure> {
     client.stream().set_read_timeout(None)?;
     tracing::info!("the agent is up after {:.1?}", begin.elapsed());
     let status = execute(args, &machine, &mut client, &mailbox, &tail, durable);
+    drop(control);
     let counters = machine.stop();
     if args.stats {
-        super::stats::print(&counters);
+        super::stats::print(counters, attachment);
     }
     status
 }

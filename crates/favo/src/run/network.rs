@@ -1,4 +1,5 @@
-//! The network of a machine: `--network`, `--mtu`, `--pcap`, `--publish`.
+//! The network of a machine: `--network`, `--mtu`, `--pcap`, `--publish`,
+//! `--allow`, `--deny`, `--rate`.
 //!
 //! Each machine has a plane with one port; planes of machines on a network
 //! with a name find each other in a directory. The plane lives as long as the
@@ -9,18 +10,23 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use favo_accel::EventCounter;
 use favo_devices::virtio::net::NetSpec;
 use favo_net::link::Link;
-use favo_net::model::{Forward, MacAddress, Network, Port, PortId};
+use favo_net::model::{Direction, Forward, MacAddress, Network, Port, PortId};
 use favo_net::nat::{Nat, NatOptions, Published};
 use favo_net::pcap::Capture;
 use favo_net::plane::Plane;
-use favo_net::segment::{self, Peers, SegmentError};
+use favo_net::program::DropReason;
+use favo_net::segment::{self, Lease, Peers, SegmentError};
 use favo_net::uplink::Uplink;
 use favo_sandbox::Policy;
 use favo_vmm::machine::CardSpec;
+use serde::{Deserialize, Serialize};
 
+use super::firewall::FirewallArgs;
 use super::publish::Publish;
+use super::rate::{self, RateArgument};
 use crate::Failure;
 
 /// The network's name, from which its addresses follow.
@@ -37,14 +43,33 @@ const HOST_NUMBER: u32 = 2;
 const MOST_QUEUES: u32 = 4;
 
 /// Which network the machine is on.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Choice {
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) enum Choice {
     /// A network of its own, which reaches what you reach.
     User,
     /// No network card.
     None,
     /// A network that others may be on, too; it reaches what you reach.
     Shared(String),
+}
+
+impl TryFrom<String> for Choice {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Choice> for String {
+    fn from(choice: Choice) -> Self {
+        match choice {
+            Choice::User => "user".to_owned(),
+            Choice::None => "none".to_owned(),
+            Choice::Shared(name) => name,
+        }
+    }
 }
 
 impl FromStr for Choice {
@@ -63,8 +88,9 @@ impl FromStr for Choice {
     }
 }
 
-/// What `favo run` is told of networks.
-#[derive(clap::Args)]
+/// What `favo run` is told of networks. A snapshot keeps it.
+#[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct NetworkArgs {
     /// The network: user (the machine reaches what you reach), none, or a name: all machines that
     /// are started with it reach each other, by name, and what you reach.
@@ -79,29 +105,99 @@ pub struct NetworkArgs {
     mtu: u16,
     /// Write what crosses the network card to a file, for tshark and Wireshark (pcapng).
     #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
     pcap: Option<PathBuf>,
     /// Join a port of the host to one of the guest: [ADDR:]HOSTPORT:GUESTPORT[/udp]. May be repeated.
     #[arg(long, value_name = "[ADDR:]HOSTPORT:GUESTPORT[/udp]")]
     publish: Vec<Publish>,
+    #[command(flatten)]
+    firewall: FirewallArgs,
+    /// How fast the guest may send (out) or be sent to (in), in bytes or packets (pps) a second,
+    /// and how much may pass at once after a pause: in|out:RATE[/BURST], like out:10M or
+    /// in:2000pps/100. May be repeated.
+    #[arg(long, value_name = "in|out:RATE[/BURST]")]
+    rate: Vec<RateArgument>,
+}
+
+impl NetworkArgs {
+    /// An option that means nothing without a network, as it was written.
+    fn first_that_needs_a_network(&self) -> Option<String> {
+        let publish = self
+            .publish
+            .first()
+            .map(|publish| format!("--publish {publish}"));
+        let pcap = || {
+            let file = self.pcap.as_ref()?;
+            Some(format!("--pcap {}", file.display()))
+        };
+        let rate = || self.rate.first().map(|rate| format!("--rate {rate}"));
+        publish
+            .or_else(pcap)
+            .or_else(|| self.firewall.first())
+            .or_else(rate)
+    }
+}
+
+impl NetworkArgs {
+    /// Whether other machines may be on the network.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.network, Choice::Shared(_))
+    }
+
+    /// Takes the published ports away.
+    pub fn publish_nothing(&mut self) {
+        self.publish.clear();
+    }
 }
 
 /// A machine's plug in its network.
 #[derive(Default)]
 pub struct Attachment {
     /// Ends with this value.
-    _plane: Option<Plane>,
+    plane: Option<Plane>,
     /// Keeps the machine's name on a shared network.
     _lock: Option<File>,
+}
+
+impl Attachment {
+    /// What the machine's port on its network has seen; each drop with its
+    /// reason.
+    pub fn counters(&self) -> Vec<(String, EventCounter)> {
+        let counted = self
+            .plane
+            .as_ref()
+            .and_then(|plane| plane.counters(PORT).ok());
+        let Some(counted) = counted.flatten() else {
+            return Vec::new();
+        };
+        let mut counters = vec![
+            ("frames-from-guest", None, counted.sent),
+            ("bytes-from-guest", None, counted.sent_bytes),
+            ("frames-to-guest", None, counted.received),
+            ("bytes-to-guest", None, counted.received_bytes),
+        ];
+        for reason in DropReason::ALL {
+            let dropped = |direction| counted.dropped(direction, *reason);
+            let name = || Some(reason.name());
+            counters.push(("dropped-from-guest", name(), dropped(Direction::Out)));
+            counters.push(("dropped-to-guest", name(), dropped(Direction::In)));
+        }
+        let counter = |(name, detail, count)| EventCounter {
+            name,
+            detail,
+            count,
+        };
+        let counters = counters.into_iter().map(counter);
+        counters
+            .map(|counter| ("network".to_owned(), counter))
+            .collect()
+    }
 }
 
 /// A machine's place on a network: who it is there.
 struct Place {
     network: Network,
-    mtu: u16,
-    mac: MacAddress,
-    v4: Option<Ipv4Addr>,
-    /// Nobody else is on the network.
-    alone: bool,
+    port: Port,
     peers: Option<Peers>,
     lock: Option<File>,
 }
@@ -109,21 +205,15 @@ struct Place {
 impl Place {
     fn take(choice: &Choice, name: &str, mtu: u16) -> Result<Self, Failure> {
         let Choice::Shared(shared) = choice else {
-            let network = Network::named(NAME, mtu);
-            let v4 = network
-                .v4
-                .map(|subnet| Ipv4Addr::from(u32::from(subnet.prefix.network()) + HOST_NUMBER));
+            let (network, port) = own_network(name, mtu);
             return Ok(Self {
                 network,
-                mtu,
-                mac: MAC,
-                v4,
-                alone: true,
+                port,
                 peers: None,
                 lock: None,
             });
         };
-        let networks = favo_image::state_directory()?.join(NETWORKS);
+        let networks = directory()?;
         let membership = segment::join(&networks, shared, name, mtu).map_err(|error| {
             let hint = match error {
                 SegmentError::Running(..) => "; --name NAME gives it another",
@@ -132,11 +222,8 @@ impl Place {
             Failure::new(format!("--network {shared}: {error}{hint}"))
         })?;
         Ok(Self {
-            mtu: membership.network.mtu,
+            port: leased(&membership.network, PORT, name, &membership.lease),
             network: membership.network,
-            mac: membership.lease.mac,
-            v4: membership.lease.v4,
-            alone: false,
             peers: Some(membership.peers),
             lock: Some(membership.lock),
         })
@@ -166,23 +253,20 @@ pub fn attach(
     cpus: u32,
 ) -> Result<(Attachment, Vec<CardSpec>), Failure> {
     if args.network == Choice::None {
-        if let Some(publish) = args.publish.first() {
+        if let Some(option) = args.first_that_needs_a_network() {
             return Err(Failure::new(format!(
-                "--publish {publish} needs a network; leave --network none out"
-            )));
-        }
-        if let Some(file) = &args.pcap {
-            return Err(Failure::new(format!(
-                "--pcap {} needs a network; leave --network none out",
-                file.display()
+                "{option} needs a network; leave --network none out"
             )));
         }
         return Ok((Attachment::default(), Vec::new()));
     }
+    let (from_guest, to_guest) = rate::limits(&args.rate).map_err(Failure::new)?;
     let name = args.name.as_deref().unwrap_or(name);
     let place = Place::take(&args.network, name, args.mtu)?;
-    let port = port(&place, name, &args.publish);
+    let mut port = place.port;
+    configure(&mut port, &args.publish, &args.firewall);
     let uplink = uplink(&place.network, &port, &args.publish)?;
+    let (mtu, mac) = (place.network.mtu, port.mac);
     let plane = Plane::start(place.network, uplink)?;
     let queues = cpus.clamp(1, MOST_QUEUES) as usize;
     let links = plane
@@ -200,22 +284,30 @@ pub fn attach(
         None => links.collect(),
     };
     let card = NetSpec {
-        mtu: place.mtu,
-        ..NetSpec::new(place.mac.0)
+        mtu,
+        from_guest,
+        to_guest,
+        ..NetSpec::new(mac.0)
     };
     let attachment = Attachment {
-        _plane: Some(plane),
+        plane: Some(plane),
         _lock: place.lock,
     };
     Ok((attachment, vec![CardSpec { card, links }]))
 }
 
-fn port(place: &Place, name: &str, publish: &[Publish]) -> Port {
-    let mut port = Port::new(&place.network, PORT, name, place.mac, place.v4);
-    if place.alone {
-        // The guest takes nobody's address.
-        port.allow_own_ipv6(&place.network);
-    }
+/// Where the networks that machines share are.
+pub(crate) fn directory() -> Result<PathBuf, Failure> {
+    Ok(favo_image::state_directory()?.join("networks"))
+}
+
+/// The port of a machine on a network that others may be on.
+pub(crate) fn leased(network: &Network, id: PortId, name: &str, lease: &Lease) -> Port {
+    Port::new(network, id, name, lease.mac, lease.v4)
+}
+
+/// Gives a port what the options say of it.
+pub(crate) fn configure(port: &mut Port, publish: &[Publish], firewall: &FirewallArgs) {
     port.forwards = publish
         .iter()
         .map(|publish| Forward {
@@ -223,7 +315,19 @@ fn port(place: &Place, name: &str, publish: &[Publish]) -> Port {
             guest_port: publish.guest_port,
         })
         .collect();
-    port
+    port.groups.extend(firewall.group());
+}
+
+/// The network a machine has alone, and its port there.
+pub(crate) fn own_network(name: &str, mtu: u16) -> (Network, Port) {
+    let network = Network::named(NAME, mtu);
+    let v4 = network
+        .v4
+        .map(|subnet| Ipv4Addr::from(u32::from(subnet.prefix.network()) + HOST_NUMBER));
+    let mut port = Port::new(&network, PORT, name, MAC, v4);
+    // The guest takes nobody's address.
+    port.allow_own_ipv6(&network);
+    (network, port)
 }
 
 /// The way out, with the ways in bound: a port in use is known before the

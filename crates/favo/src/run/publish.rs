@@ -5,9 +5,11 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use favo_net::model::ForwardProtocol;
+use serde::{Deserialize, Serialize};
 
 /// A port of the guest's that the host's is joined to.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Publish {
     /// The host's address; `None`: all of them.
     pub address: Option<IpAddr>,
@@ -63,6 +65,20 @@ fn parse_address(text: &str) -> Result<IpAddr, String> {
     };
     address
         .ok_or_else(|| format!("'{text}' is no address of the host; it is like 127.0.0.1 or [::1]"))
+}
+
+impl TryFrom<String> for Publish {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Publish> for String {
+    fn from(publish: Publish) -> Self {
+        publish.to_string()
+    }
 }
 
 impl fmt::Display for Publish {

@@ -1,12 +1,14 @@
-//! `favo run --stats`: what engine and devices counted, when the machine has
-//! ended.
+//! `favo run --stats`: what engine, devices and network counted, when the
+//! machine has ended.
 
 use favo_accel::EventCounter;
 
+use super::network::Attachment;
 use crate::output::table;
 
 /// Prints counters on standard error: standard output is the guest's.
-pub(super) fn print(counters: &[(String, EventCounter)]) {
+pub(super) fn print(mut counters: Vec<(String, EventCounter)>, attachment: &Attachment) {
+    counters.extend(attachment.counters());
     let mut table = table(&["FROM", "WHAT", "DETAIL", "COUNT"]);
     for (whose, counter) in counters.iter().filter(|(_, counter)| counter.count > 0) {
         table.add_row([

@@ -1,34 +1,37 @@
 //! One TCP connection: the guest's sequence numbers and windows mirrored onto
 //! a host socket.
 //!
-//! There is no second TCP stack. What the guest sends goes into the socket;
-//! what the socket can't take at once waits in `pending`, and the window told
-//! to the guest shrinks by it. What the host sends stays in the socket's
-//! receive buffer, is peeked at to be sent (and sent again), and leaves the
-//! socket when the guest acknowledges it: byte `una` is always the first one
-//! in the socket. (RFC 9293; fast retransmit as RFC 6582.)
+//! There is no second TCP stack. What the guest sends goes into the socket
+//! (`to_host`); what the socket can't take at once waits in `pending`, and the
+//! window told to the guest shrinks by it. What comes before its turn waits in
+//! `reassembly`. What the host sends is read as far as the guest's window
+//! lets it through (`to_guest`), and stays in `sent`, to be sent again, until
+//! the guest acknowledges it; the rest stays in the socket. (RFC 9293; fast
+//! retransmit as RFC 6582.)
+//!
+//! A connection answers a batch of segments at once: [`Tcp::guest_sent`] only
+//! takes, [`Tcp::finish`] acknowledges and moves.
+
+mod reassembly;
+mod segment;
+mod to_guest;
+mod to_host;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown, sockopt};
+use rustix::net::sockopt;
 use smoltcp::wire::TcpOption;
 
-use super::wire::{ACK, FIN, Header, Out, PSH, RST, SYN};
+use super::wire::{ACK, Header, Out, RST, SYN};
 use crate::model::PortId;
-use crate::packet::TcpFlags;
+use reassembly::Reassembly;
+pub(super) use segment::Segment;
+pub(super) use to_guest::MAX_PAYLOAD;
+use to_host::SCALE;
 
-/// The most a guest may have under way to a socket that takes nothing, bytes.
-const WINDOW: usize = 256 << 10;
-/// Our windows are told in units of this power of two (RFC 7323).
-const SCALE: u8 = 3;
-/// The most that is under way to a guest, bytes.
-pub(super) const IN_FLIGHT: usize = 512 << 10;
-/// The longest payload of one packet to a guest, whatever its options are.
-const MAX_PAYLOAD: usize = 65_535 - 60 - 20;
 const RTO_MIN: Duration = Duration::from_millis(200);
 const RTO_MAX: Duration = Duration::from_secs(60);
 /// How often something is sent again before the guest is given up.
@@ -58,41 +61,6 @@ enum State {
     Open,
 }
 
-/// A segment from the guest.
-pub(super) struct Segment<'a> {
-    pub(super) seq: u32,
-    pub(super) ack: u32,
-    pub(super) flags: TcpFlags,
-    pub(super) window: u16,
-    pub(super) options: &'a [u8],
-    pub(super) payload: &'a [u8],
-}
-
-impl<'a> Segment<'a> {
-    /// Reads what `Ip::parse` has found to be a TCP segment.
-    pub(super) fn parse(bytes: &'a [u8]) -> Option<Self> {
-        let header: &[u8; 20] = bytes.first_chunk()?;
-        let word = |at: usize| {
-            u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
-        };
-        let data = usize::from(header[12] >> 4) * 4;
-        Some(Self {
-            seq: word(4),
-            ack: word(8),
-            flags: TcpFlags(header[13]),
-            window: u16::from_be_bytes([header[14], header[15]]),
-            options: bytes.get(20..data)?,
-            payload: bytes.get(data..)?,
-        })
-    }
-
-    /// Sequence numbers it takes.
-    fn length(&self) -> u32 {
-        let flags = u32::from(self.flags.syn()) + u32::from(self.flags.fin());
-        self.payload.len() as u32 + flags
-    }
-}
-
 /// A connection. `guest` and `peer` are as the guest sees them.
 pub(super) struct Tcp {
     port: PortId,
@@ -104,13 +72,23 @@ pub(super) struct Tcp {
     nxt_in: u32,
     /// From the guest, not yet in the socket.
     pending: VecDeque<u8>,
+    /// From the guest, before its turn.
+    reassembly: Reassembly,
+    /// Where a FIN that came before its turn is in the sequence.
+    early_fin: Option<u32>,
     guest_fin: bool,
+    /// Something came that isn't acknowledged yet.
+    ack_due: bool,
+    /// It is among those to be finished.
+    pub(super) awaited: bool,
     /// The socket is told that the guest is done.
     shut: bool,
     /// The window last told, bytes.
     told: u32,
-    /// The first byte the guest hasn't acknowledged; the first in the socket.
+    /// The first byte the guest hasn't acknowledged; the first of `sent`.
     una: u32,
+    /// Data from `una` to `max`.
+    sent: VecDeque<u8>,
     /// The next byte to send.
     nxt: u32,
     /// The byte after the last that was ever sent.
@@ -121,6 +99,11 @@ pub(super) struct Tcp {
     scale: Option<u8>,
     mss: u16,
     offer_mss: u16,
+    /// The socket may have more.
+    readable: bool,
+    /// The socket's peer is done; what it sent may still be in the socket.
+    ending: bool,
+    /// The socket is read to its end.
     host_eof: bool,
     /// Where our FIN is in the sequence.
     fin_at: Option<u32>,
@@ -135,6 +118,8 @@ pub(super) struct Tcp {
     retransmit_at: Option<Instant>,
     idle_at: Instant,
     probes: u32,
+    /// What is accounted for: bytes held, and bytes under way.
+    accounted: (usize, usize),
 }
 
 impl Tcp {
@@ -156,16 +141,23 @@ impl Tcp {
             state: State::Connecting,
             nxt_in: 0,
             pending: VecDeque::new(),
+            reassembly: Reassembly::default(),
+            early_fin: None,
             guest_fin: false,
+            ack_due: false,
+            awaited: false,
             shut: false,
             told: 0,
             una: iss,
+            sent: VecDeque::new(),
             nxt: iss,
             max: iss,
             window: 0,
             scale: None,
             mss: 536,
             offer_mss,
+            readable: false,
+            ending: false,
             host_eof: false,
             fin_at: None,
             dup_acks: 0,
@@ -177,6 +169,7 @@ impl Tcp {
             retransmit_at: None,
             idle_at: now + IDLE,
             probes: 0,
+            accounted: (0, 0),
         }
     }
 
@@ -257,43 +250,32 @@ impl Tcp {
         };
         self.told = u32::from(u16::MAX);
         let options = &options[..if scales { 8 } else { 4 }];
-        out.tcp(self.port, self.peer, self.guest, &header, options, &[], 0);
+        out.tcp(
+            self.port,
+            self.peer,
+            self.guest,
+            &header,
+            options,
+            [&[]; 2],
+            0,
+        );
         self.retransmit_at = Some(now + self.rto.max(Duration::from_secs(1)));
-    }
-
-    /// A header that acknowledges all that came, with the window there is.
-    fn header(&mut self, seq: u32, flags: u8) -> Header {
-        let free = WINDOW.saturating_sub(self.pending.len());
-        let scale = if self.scale.is_some() { SCALE } else { 0 };
-        let window = (free >> scale).min(0xffff) as u16;
-        self.told = u32::from(window) << scale;
-        Header {
-            seq,
-            ack: self.nxt_in,
-            flags: flags | ACK,
-            window,
-        }
-    }
-
-    fn send_ack(&mut self, out: &mut Out) {
-        let header = self.header(self.max, 0);
-        out.tcp(self.port, self.peer, self.guest, &header, &[], &[], 0);
     }
 
     /// Ends the connection for both.
     pub(super) fn abort(&mut self, out: &mut Out) -> Fate {
         out.counters.tcp_resets += 1;
         let header = match self.state {
-            State::Connecting => self.header(0, RST),
+            State::Connecting => self.header(0, RST, out),
             State::SynSent => Header {
                 seq: self.max,
                 ack: 0,
                 flags: RST,
                 window: 0,
             },
-            _ => self.header(self.max, RST),
+            _ => self.header(self.max, RST, out),
         };
-        out.tcp(self.port, self.peer, self.guest, &header, &[], &[], 0);
+        self.send(&header, &[], out);
         self.reset_host()
     }
 
@@ -303,12 +285,17 @@ impl Tcp {
         Fate::Gone
     }
 
-    /// The guest has sent something.
+    /// A segment after the handshake's options.
+    fn send(&self, header: &Header, payload: &[u8], out: &mut Out) {
+        let (from, to) = (self.peer, self.guest);
+        out.tcp(self.port, from, to, header, &[], [payload, &[]], self.mss);
+    }
+
+    /// The guest has sent something. [`Tcp::finish`] answers it.
     pub(super) fn guest_sent(
         &mut self,
         segment: &Segment<'_>,
         out: &mut Out,
-        scratch: &mut [u8],
         now: Instant,
     ) -> Fate {
         self.idle_at = now + IDLE;
@@ -318,7 +305,7 @@ impl Tcp {
                 let reset = segment.flags.rst() && segment.seq == self.nxt_in;
                 return if reset { self.reset_host() } else { Fate::Keep };
             }
-            State::SynSent => return self.answer_to_syn(segment, out, scratch, now),
+            State::SynSent => return self.answer_to_syn(segment),
             State::SynReceived | State::Open => {}
         }
         // RFC 9293, section 3.10.7.4; RFC 5961, sections 3 and 4.
@@ -348,34 +335,32 @@ impl Tcp {
             if segment.ack != self.max {
                 return self.abort(out);
             }
-            self.opened(now);
+            self.opened();
         } else if beyond > 0 {
             self.send_ack(out);
             return Fate::Keep;
         }
+        self.take_ack(segment, out, now);
         if ahead > 0 {
-            // Something is missing; say so. Its acknowledgment counts, though.
-            self.take_ack(segment, out, scratch, now);
+            // Something is missing; say so, once for each that shows it.
+            self.keep_data(segment, out);
             self.send_ack(out);
-        } else {
-            if ahead < 0 || segment.length() > 0 {
-                if self.take_data(segment, ahead.unsigned_abs()) == Fate::Gone {
-                    return self.abort(out);
-                }
-                self.send_ack(out);
+        } else if ahead < 0 {
+            // It was there before: our acknowledgment may be lost.
+            if self.take_data(segment, ahead.unsigned_abs(), out) == Fate::Gone {
+                return self.abort(out);
             }
-            self.take_ack(segment, out, scratch, now);
+            self.send_ack(out);
+        } else if segment.length() > 0 {
+            if self.take_data(segment, 0, out) == Fate::Gone {
+                return self.abort(out);
+            }
+            self.ack_due = true;
         }
-        self.pump(out, scratch, now, false)
+        Fate::Keep
     }
 
-    fn answer_to_syn(
-        &mut self,
-        segment: &Segment<'_>,
-        out: &mut Out,
-        scratch: &mut [u8],
-        now: Instant,
-    ) -> Fate {
+    fn answer_to_syn(&mut self, segment: &Segment<'_>) -> Fate {
         let flags = segment.flags;
         if !flags.ack() || segment.ack != self.max {
             return Fate::Keep;
@@ -388,12 +373,18 @@ impl Tcp {
         }
         self.nxt_in = segment.seq.wrapping_add(1);
         self.take_options(segment);
-        self.opened(now);
-        self.send_ack(out);
+        self.opened();
+        self.ack_due = true;
+        Fate::Keep
+    }
+
+    /// Answers what came since the last call.
+    pub(super) fn finish(&mut self, out: &mut Out, scratch: &mut [u8], now: Instant) -> Fate {
+        self.awaited = false;
         self.pump(out, scratch, now, false)
     }
 
-    fn opened(&mut self, _now: Instant) {
+    fn opened(&mut self) {
         self.state = State::Open;
         self.una = self.max;
         self.nxt = self.max;
@@ -403,141 +394,9 @@ impl Tcp {
         self.rto = RTO_MIN;
     }
 
-    /// Takes data of which the first `old` bytes were there before.
-    fn take_data(&mut self, segment: &Segment<'_>, old: u32) -> Fate {
-        let old = old as usize;
-        if self.guest_fin || old > segment.payload.len() {
-            return Fate::Keep;
-        }
-        let new = &segment.payload[old..];
-        let room = WINDOW.saturating_sub(self.pending.len());
-        let mut fits = &new[..new.len().min(room)];
-        self.nxt_in = self.nxt_in.wrapping_add(fits.len() as u32);
-        let all = fits.len() == new.len();
-        while self.pending.is_empty() && !fits.is_empty() {
-            match send(
-                &self.socket,
-                fits,
-                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
-            ) {
-                Ok(n) => fits = &fits[n..],
-                Err(Errno::AGAIN) => break,
-                Err(Errno::INTR) => {}
-                Err(_) => return Fate::Gone,
-            }
-        }
-        self.pending.extend(fits);
-        if segment.flags.fin() && all {
-            self.guest_fin = true;
-            self.nxt_in = self.nxt_in.wrapping_add(1);
-        }
-        Fate::Keep
-    }
-
-    /// Bytes of data, without SYN and FIN, from `una` to `to`.
-    fn data_until(&self, to: u32) -> usize {
-        let end = match self.fin_at {
-            Some(fin) if (to.wrapping_sub(fin) as i32) > 0 => fin,
-            _ => to,
-        };
-        (end.wrapping_sub(self.una) as i32).max(0) as usize
-    }
-
-    fn take_ack(&mut self, segment: &Segment<'_>, out: &mut Out, scratch: &mut [u8], now: Instant) {
-        let acked = segment.ack.wrapping_sub(self.una) as i32;
-        if acked < 0 {
-            return;
-        }
-        self.retries = 0;
-        let window = u32::from(segment.window) << self.scale.unwrap_or(0);
-        if acked == 0 {
-            let duplicate = window == self.window && segment.length() == 0 && self.max != self.una;
-            self.window = window;
-            if !duplicate {
-                return;
-            }
-            self.dup_acks += 1;
-            if self.dup_acks == 3 && !self.recovering {
-                self.recovering = true;
-                self.recover = self.max;
-                self.resend(out, scratch);
-            }
-            return;
-        }
-        self.drop_acked(self.data_until(segment.ack), scratch);
-        self.una = segment.ack;
-        self.window = window;
-        if (self.una.wrapping_sub(self.nxt) as i32) > 0 {
-            self.nxt = self.una;
-        }
-        self.dup_acks = 0;
-        self.rto = RTO_MIN;
-        if self.recovering {
-            self.recovering = (self.recover.wrapping_sub(self.una) as i32) > 0;
-            if self.recovering {
-                self.resend(out, scratch);
-            }
-        }
-        self.retransmit_at = (self.max != self.una).then(|| now + self.rto);
-    }
-
-    /// Takes what the guest has from the socket.
-    fn drop_acked(&mut self, mut length: usize, scratch: &mut [u8]) {
-        while length > 0 {
-            let part = length.min(scratch.len());
-            // TRUNC: thrown away, not copied (tcp(7)).
-            match recv(
-                &self.socket,
-                &mut scratch[..part],
-                RecvFlags::TRUNC | RecvFlags::DONTWAIT,
-            ) {
-                Ok((_, n)) if n > 0 => length -= n.min(length),
-                Err(Errno::INTR) => {}
-                // Reset meanwhile; the event says so.
-                _ => return,
-            }
-        }
-    }
-
-    /// Sends one segment again: the first that isn't acknowledged.
-    fn resend(&mut self, out: &mut Out, scratch: &mut [u8]) {
-        let wanted = self.data_until(self.max).min(usize::from(self.mss));
-        out.counters.tcp_retransmissions += 1;
-        if wanted == 0 {
-            if self.fin_at == Some(self.una) {
-                let header = self.header(self.una, FIN);
-                out.tcp(self.port, self.peer, self.guest, &header, &[], &[], 0);
-            }
-            return;
-        }
-        if let Ok((_, n)) = recv(
-            &self.socket,
-            &mut scratch[..wanted],
-            RecvFlags::PEEK | RecvFlags::DONTWAIT,
-        ) {
-            let header = self.header(self.una, PSH);
-            let data = &scratch[..n.min(wanted)];
-            out.tcp(
-                self.port,
-                self.peer,
-                self.guest,
-                &header,
-                &[],
-                data,
-                self.mss,
-            );
-        }
-    }
-
     /// Moves what can be moved, both ways. `probe`: one byte more than the
     /// guest's window, if it is closed.
-    pub(super) fn pump(
-        &mut self,
-        out: &mut Out,
-        scratch: &mut [u8],
-        now: Instant,
-        probe: bool,
-    ) -> Fate {
+    fn pump(&mut self, out: &mut Out, scratch: &mut [u8], now: Instant, probe: bool) -> Fate {
         if self.state != State::Open {
             return Fate::Keep;
         }
@@ -546,6 +405,10 @@ impl Tcp {
         {
             return self.abort(out);
         }
+        if self.ack_due {
+            self.send_ack(out);
+        }
+        self.account(out);
         let heard = self
             .fin_at
             .is_some_and(|fin| self.una == fin.wrapping_add(1));
@@ -555,114 +418,17 @@ impl Tcp {
         Fate::Keep
     }
 
-    fn pump_to_host(&mut self, out: &mut Out) -> Fate {
-        while !self.pending.is_empty() {
-            let (first, _) = self.pending.as_slices();
-            match send(
-                &self.socket,
-                first,
-                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
-            ) {
-                Ok(n) => drop(self.pending.drain(..n)),
-                Err(Errno::AGAIN) => break,
-                Err(Errno::INTR) => {}
-                Err(_) => return Fate::Gone,
-            }
-        }
-        if self.pending.is_empty() {
-            if self.pending.capacity() > 0 {
-                self.pending = VecDeque::new();
-            }
-            if self.guest_fin && !self.shut {
-                self.shut = true;
-                let _ = shutdown(&self.socket, Shutdown::Write);
-            }
-        }
-        let scale = if self.scale.is_some() { SCALE } else { 0 };
-        let most = (0xffff_usize << scale).min(WINDOW);
-        let free = WINDOW - self.pending.len().min(WINDOW);
-        if !self.guest_fin && (self.told as usize) < most / 2 && free >= most / 2 {
-            self.send_ack(out);
-        }
-        Fate::Keep
+    /// Tells `out` what the connection holds and has under way.
+    fn account(&mut self, out: &mut Out) {
+        let held = self.pending.len() + self.reassembly.len() + self.sent.len();
+        let after = (held, self.under_way());
+        out.account(self.port, self.accounted, after);
+        self.accounted = after;
     }
 
-    fn pump_to_guest(
-        &mut self,
-        out: &mut Out,
-        scratch: &mut [u8],
-        now: Instant,
-        probe: bool,
-    ) -> Fate {
-        self.blocked = false;
-        if self.fin_at.is_some() && self.nxt == self.max {
-            return Fate::Keep;
-        }
-        let sent = self.data_until(self.nxt);
-        let window = (self.window as usize).max(usize::from(probe));
-        // One byte more than fits tells whether there is more.
-        let limit = window.min(scratch.len() - 1);
-        let peek = (limit.max(sent) + 1).min(scratch.len());
-        let there = loop {
-            match recv(
-                &self.socket,
-                &mut scratch[..peek],
-                RecvFlags::PEEK | RecvFlags::DONTWAIT,
-            ) {
-                Ok((_, 0)) => {
-                    self.host_eof = true;
-                    break 0;
-                }
-                Ok((_, n)) => break n.min(peek),
-                Err(Errno::AGAIN) => break 0,
-                Err(Errno::INTR) => {}
-                Err(_) => return Fate::Gone,
-            }
-        };
-        self.blocked = there > limit;
-        let end = there.min(limit);
-        let mut at = sent;
-        while at < end && (out.has_room() || probe) {
-            let n = (end - at).min(self.payload());
-            let header = self.header(self.nxt, if at + n == end { PSH } else { 0 });
-            let data = &scratch[at..at + n];
-            out.tcp(
-                self.port,
-                self.peer,
-                self.guest,
-                &header,
-                &[],
-                data,
-                self.mss,
-            );
-            self.advance(n as u32);
-            at += n;
-        }
-        self.blocked |= at < end;
-        let fin_due = self.fin_at.is_none_or(|fin| self.nxt == fin);
-        if self.host_eof && !self.blocked && at >= there && fin_due {
-            let header = self.header(self.nxt, FIN);
-            self.fin_at = Some(self.nxt);
-            out.tcp(self.port, self.peer, self.guest, &header, &[], &[], 0);
-            self.advance(1);
-        }
-        if (self.max != self.una || self.blocked) && self.retransmit_at.is_none() {
-            self.retransmit_at = Some(now + self.rto);
-        }
-        Fate::Keep
-    }
-
-    /// Whole segments, as many as fit in a packet.
-    fn payload(&self) -> usize {
-        let mss = usize::from(self.mss);
-        (MAX_PAYLOAD / mss).max(1) * mss
-    }
-
-    fn advance(&mut self, by: u32) {
-        self.nxt = self.nxt.wrapping_add(by);
-        if (self.nxt.wrapping_sub(self.max) as i32) > 0 {
-            self.max = self.nxt;
-        }
+    /// Nothing is held any more.
+    pub(super) fn forget(&self, out: &mut Out) {
+        out.account(self.port, self.accounted, (0, 0));
     }
 
     /// Something is due.
@@ -697,8 +463,8 @@ impl Tcp {
             }
             self.idle_at = now + KEEPALIVE;
             if self.state == State::Open {
-                let header = self.header(self.una.wrapping_sub(1), 0);
-                out.tcp(self.port, self.peer, self.guest, &header, &[], &[], 0);
+                let header = self.header(self.una.wrapping_sub(1), 0, out);
+                self.send(&header, &[], out);
             }
         }
         Fate::Keep
@@ -725,7 +491,8 @@ impl Tcp {
             self.nxt = self.max;
             self.send_syn(out, now);
         }
-        self.host_eof |= end;
+        self.readable = !self.host_eof;
+        self.ending |= end;
         self.pump(out, scratch, now, false)
     }
 }

@@ -1,12 +1,19 @@
 //! Writes the packets the way out gives to guests, from the IP header on.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use super::{Counters, OUT_LIMIT};
 use crate::link::{Offload, PartialChecksum, SegmentKind, Segmentation};
 use crate::model::PortId;
 use crate::packet::{Sum, protocol, transport_sum};
+
+/// What all connections may hold before each has to make do with little,
+/// bytes.
+const HELD_LIMIT: usize = 64 << 20;
+/// What may be under way to a port before its connections have to take care,
+/// bytes: half of what its queue takes.
+const CROWDED: usize = crate::queue::MAXIMUM_BYTES / 2;
 
 /// What waits for guests, and what is counted on the way.
 #[derive(Default)]
@@ -15,6 +22,10 @@ pub(super) struct Out {
     /// Buffers to write packets in, used before.
     spare: Vec<Vec<u8>>,
     pub(super) counters: Counters,
+    /// Bytes all connections hold.
+    held: usize,
+    /// Bytes under way to each port that has any.
+    under_way: HashMap<PortId, usize>,
 }
 
 /// A TCP segment's header.
@@ -37,15 +48,43 @@ impl Out {
         self.packets.len() < OUT_LIMIT / 2
     }
 
-    /// The next packet, into `packet`.
+    /// The next packet, exchanged for `packet`.
     pub(super) fn pop(&mut self, packet: &mut Vec<u8>) -> Option<(PortId, Offload)> {
         let (port, mut bytes, offload) = self.packets.pop_front()?;
-        packet.extend_from_slice(&bytes);
+        std::mem::swap(packet, &mut bytes);
         if self.spare.len() < 16 {
             bytes.clear();
             self.spare.push(bytes);
         }
         Some((port, offload))
+    }
+
+    /// Whether so much is held that every connection makes do with little.
+    pub(super) fn is_short(&self) -> bool {
+        self.held > HELD_LIMIT
+    }
+
+    /// Whether so much is under way to a port that its queue may overflow.
+    pub(super) fn is_crowded(&self, port: PortId) -> bool {
+        self.under_way.get(&port).is_some_and(|n| *n > CROWDED)
+    }
+
+    /// Whether no connection holds anything, or has anything under way.
+    #[cfg(test)]
+    pub(super) fn holds_nothing(&self) -> bool {
+        self.held == 0 && self.under_way.is_empty()
+    }
+
+    /// A connection of `port` held, and had under way, `before`; now `after`.
+    pub(super) fn account(&mut self, port: PortId, before: (usize, usize), after: (usize, usize)) {
+        self.held = self.held + after.0 - before.0;
+        if before.1 != after.1 {
+            let under_way = self.under_way.entry(port).or_default();
+            *under_way = *under_way + after.1 - before.1;
+            if *under_way == 0 {
+                self.under_way.remove(&port);
+            }
+        }
     }
 
     fn push(&mut self, port: PortId, packet: Vec<u8>, offload: Offload) {
@@ -56,7 +95,7 @@ impl Out {
         }
     }
 
-    /// A TCP segment from `from` to `to`; cut every `mss` bytes by whoever
+    /// A TCP segment from `from` to `to`, its payload in two parts; cut every `mss` bytes by whoever
     /// needs it cut.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn tcp(
@@ -66,11 +105,12 @@ impl Out {
         to: SocketAddr,
         header: &Header,
         options: &[u8],
-        payload: &[u8],
+        payload: [&[u8]; 2],
         mss: u16,
     ) {
         let mut packet = self.spare.pop().unwrap_or_default();
-        let length = 20 + options.len() + payload.len();
+        let data = payload[0].len() + payload[1].len();
+        let length = 20 + options.len() + data;
         let at = ip_header(&mut packet, from.ip(), to.ip(), protocol::TCP, length);
         packet.extend(from.port().to_be_bytes());
         packet.extend(to.port().to_be_bytes());
@@ -80,16 +120,17 @@ impl Out {
         packet.extend(header.window.to_be_bytes());
         packet.extend([0; 4]);
         packet.extend_from_slice(options);
-        packet.extend_from_slice(payload);
+        packet.extend_from_slice(payload[0]);
+        packet.extend_from_slice(payload[1]);
         let mut offload = Offload::default();
-        let sum = if payload.is_empty() {
+        let sum = if data == 0 {
             !transport_sum(from.ip(), to.ip(), protocol::TCP, &packet[at..])
         } else {
             offload.checksum = Some(PartialChecksum {
                 start: at as u16,
                 offset: 16,
             });
-            if payload.len() > usize::from(mss) {
+            if data > usize::from(mss) {
                 offload.segmentation = Some(Segmentation {
                     kind: if from.is_ipv4() {
                         SegmentKind::Tcp4

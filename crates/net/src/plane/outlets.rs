@@ -32,6 +32,21 @@ pub(super) struct GuestQueues {
 }
 
 impl GuestQueues {
+    /// The queue for a packet: one the guest receives on. If there is none,
+    /// the first, which drops and counts it.
+    fn choose(&self, packet: &[u8]) -> usize {
+        let active = || {
+            let queues = self.queues.iter().enumerate();
+            queues.filter(|(_, (_, queue))| queue.is_active())
+        };
+        match active().count() {
+            0 => 0,
+            many => active()
+                .nth(spread(packet) % many)
+                .map_or(0, |(index, _)| index),
+        }
+    }
+
     /// Hands over what has gathered.
     pub(super) fn flush(&mut self) {
         for (batch, queue) in &mut self.queues {
@@ -54,7 +69,7 @@ impl Outlets for PlaneOutlets {
         let index = match guest.queues.len() {
             0 => return,
             1 => 0,
-            many => spread(packet) % many,
+            _ => guest.choose(packet),
         };
         let (batch, queue) = &mut guest.queues[index];
         batch.push([&header, packet], offload);
@@ -67,16 +82,19 @@ impl Outlets for PlaneOutlets {
         self.uplink.send(port, packet, offload);
     }
 
-    fn service(&mut self, port: PortId, service: Service, frame: &[u8], offload: Offload) {
-        if self.for_services.len() < MAXIMUM_FOR_SERVICES {
+    fn service(&mut self, port: PortId, service: Service, frame: &[u8], offload: Offload) -> bool {
+        let has_room = self.for_services.len() < MAXIMUM_FOR_SERVICES;
+        if has_room {
             self.for_services
                 .push((port, service, frame.to_vec(), offload));
         }
+        has_room
     }
 
-    fn peer(&mut self, to: Option<PeerId>, frame: &[u8], offload: Offload) {
-        if let Some(peers) = &mut self.peers {
-            peers.send(to, frame, offload);
+    fn peer(&mut self, to: Option<PeerId>, frame: &[u8], offload: Offload) -> bool {
+        match &mut self.peers {
+            Some(peers) => peers.send(to, frame, offload),
+            None => true,
         }
     }
 }

@@ -344,11 +344,15 @@ impl Worker {
         let out = self.queues.values().filter(|(port, _)| *port == id);
         let out: u64 = out.map(|(_, queue)| queue.dropped()).sum();
         let guest = self.outlets.guests.get(&id);
-        let back: u64 = guest.map_or(0, |guest| {
-            guest.queues.iter().map(|(_, queue)| queue.dropped()).sum()
-        });
+        let back = |count: fn(&Queue) -> u64| -> u64 {
+            guest.map_or(0, |guest| {
+                guest.queues.iter().map(|(_, queue)| count(queue)).sum()
+            })
+        };
+        let incoming = &mut counters.drops[Direction::In as usize];
+        incoming[DropReason::QueueFull as usize] += back(Queue::dropped);
+        incoming[DropReason::LinkDown as usize] += back(Queue::refused);
         counters.drops[Direction::Out as usize][DropReason::QueueFull as usize] += out;
-        counters.drops[Direction::In as usize][DropReason::QueueFull as usize] += back;
         Some(counters)
     }
 }

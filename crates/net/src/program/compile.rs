@@ -129,12 +129,30 @@ fn source(network: &Network, port_: &Port) -> Layer {
         icmp::REDIRECT,
     ];
     let mut rules = vec![rule(
-        "the source MAC address is the port's",
+        "a source MAC address that is not the port's",
         vec![not(SourceMac(port_.mac))],
         Drop(DropReason::SpoofedMac),
     )];
     let gateway = gateway_addresses(network);
+    let dhcp_server = |ports: (u16, u16)| {
+        vec![
+            Protocol(protocol::UDP),
+            Match::SourcePort(ports.0),
+            port(ports.1),
+        ]
+    };
     rules.extend([
+        // Sent to everyone, neighbours would take it for the gateway's.
+        rule(
+            "a DHCP server that is a guest",
+            dhcp_server(DHCP4),
+            Drop(DropReason::SpoofedDhcp),
+        ),
+        rule(
+            "a DHCPv6 server that is a guest",
+            dhcp_server(DHCP6),
+            Drop(DropReason::SpoofedDhcp),
+        ),
         rule(
             "IPv4 from the gateway's address",
             vec![EtherType(ethertype::IPV4), source_in(&gateway)],
@@ -354,23 +372,6 @@ fn local(network: &Network) -> Layer {
 /// Security groups and forwards.
 fn firewall(network: &Network, port_: &Port, direction: Direction) -> Layer {
     let mut rules = vec![rule("established", vec![Match::Established], Action::Pass)];
-    if direction == Direction::In {
-        for forward in &port_.forwards {
-            let (name, number) = match forward.protocol {
-                ForwardProtocol::Tcp => ("TCP", protocol::TCP),
-                ForwardProtocol::Udp => ("UDP", protocol::UDP),
-            };
-            rules.push(Rule {
-                name: format!("forward to {name} port {}", forward.guest_port),
-                when: vec![
-                    Match::FromUplink,
-                    Match::Protocol(number),
-                    port(forward.guest_port),
-                ],
-                then: Action::Pass,
-            });
-        }
-    }
     let mut groups: Vec<_> = port_
         .groups
         .iter()
@@ -417,6 +418,24 @@ fn firewall(network: &Network, port_: &Port, direction: Direction) -> Layer {
                 Access::Deny => Action::Drop(DropReason::DeniedByRule),
             },
         });
+    }
+    // Behind the groups, so that a rule can close a forward to some.
+    if direction == Direction::In {
+        for forward in &port_.forwards {
+            let (name, number) = match forward.protocol {
+                ForwardProtocol::Tcp => ("TCP", protocol::TCP),
+                ForwardProtocol::Udp => ("UDP", protocol::UDP),
+            };
+            rules.push(Rule {
+                name: format!("forward to {name} port {}", forward.guest_port),
+                when: vec![
+                    Match::FromUplink,
+                    Match::Protocol(number),
+                    port(forward.guest_port),
+                ],
+                then: Action::Pass,
+            });
+        }
     }
     Layer {
         name: LayerName::Firewall,

@@ -28,8 +28,11 @@ pub struct Executor {
 /// How often a full table is looked through for what can go.
 const SWEEP_INTERVAL: Milliseconds = 1000;
 
-#[derive(Debug, Default)]
-struct Table(HashMap<FlowKey, Entry>);
+#[derive(Debug)]
+struct Table {
+    entries: HashMap<FlowKey, Entry>,
+    limit: usize,
+}
 
 /// A conversation with what is done with its packets.
 #[derive(Clone, Copy, Debug)]
@@ -50,11 +53,11 @@ struct Cached {
 
 impl Flows for Table {
     fn get(&self, key: &FlowKey) -> Option<Flow> {
-        self.0.get(key).map(|entry| entry.flow)
+        self.entries.get(key).map(|entry| entry.flow)
     }
 
     fn has_room(&self, _now: Milliseconds) -> bool {
-        self.0.len() < MAXIMUM_FLOWS
+        self.entries.len() < self.limit
     }
 }
 
@@ -68,9 +71,15 @@ fn header_of(origin: Origin, frame: &[u8]) -> Option<[u8; ETHERNET_LENGTH]> {
 impl Executor {
     /// Starts a program with no conversations.
     pub fn new(program: Program) -> Self {
+        Self::with_limit(program, MAXIMUM_FLOWS)
+    }
+
+    /// The same, with room for so many conversations.
+    pub fn with_limit(program: Program, limit: usize) -> Self {
+        let entries = HashMap::new();
         Self {
             program,
-            table: Table::default(),
+            table: Table { entries, limit },
             swept: None,
         }
     }
@@ -91,14 +100,14 @@ impl Executor {
 
     /// How many conversations it remembers.
     pub fn flows(&self) -> usize {
-        self.table.0.len()
+        self.table.entries.len()
     }
 
     /// Forgets conversations that are over. To be called now and then.
     pub fn expire(&mut self, now: Milliseconds) {
-        self.table.0.retain(|_, entry| entry.flow.lives(now));
-        if self.table.0.len() * 4 < self.table.0.capacity() {
-            self.table.0.shrink_to(1024);
+        self.table.entries.retain(|_, entry| entry.flow.lives(now));
+        if self.table.entries.len() * 4 < self.table.entries.capacity() {
+            self.table.entries.shrink_to(1024);
         }
     }
 
@@ -113,7 +122,7 @@ impl Executor {
         if let Some(decision) = self.cached(now, origin, frame, offload) {
             return decision;
         }
-        if self.table.0.len() >= MAXIMUM_FLOWS
+        if self.table.entries.len() >= self.table.limit
             && self.swept.is_none_or(|swept| now >= swept + SWEEP_INTERVAL)
         {
             self.expire(now);
@@ -131,12 +140,12 @@ impl Executor {
         match change {
             FlowChange::None => {}
             FlowChange::Remove(key) => {
-                self.table.0.remove(&key);
+                self.table.entries.remove(&key);
             }
             FlowChange::Open(key, flow) => {
                 // What decided about this packet is not what decides about
                 // the next: that one belongs to a conversation.
-                self.table.0.insert(
+                self.table.entries.insert(
                     key,
                     Entry {
                         flow,
@@ -166,7 +175,7 @@ impl Executor {
             origin,
             decision,
         });
-        let entry = self.table.0.entry(key).or_insert(Entry {
+        let entry = self.table.entries.entry(key).or_insert(Entry {
             flow,
             out: None,
             incoming: None,
@@ -200,7 +209,7 @@ impl Executor {
             Origin::Guest => Direction::Out,
             Origin::Network | Origin::Uplink => Direction::In,
         };
-        let entry = self.table.0.get_mut(&FlowKey::of(&ip, direction))?;
+        let entry = self.table.entries.get_mut(&FlowKey::of(&ip, direction))?;
         let cached = match direction {
             Direction::Out => entry.out,
             Direction::In => entry.incoming,
@@ -231,7 +240,11 @@ impl Executor {
 #[cfg(test)]
 impl Executor {
     pub(super) fn live_flows(&self, now: Milliseconds) -> Vec<(FlowKey, Flow)> {
-        let flows = self.table.0.iter().map(|(key, entry)| (*key, entry.flow));
+        let flows = self
+            .table
+            .entries
+            .iter()
+            .map(|(key, entry)| (*key, entry.flow));
         let mut flows: Vec<_> = flows.filter(|(_, flow)| flow.lives(now)).collect();
         flows.sort_by_key(|(key, _)| *key);
         flows

@@ -281,22 +281,39 @@ fn verdict(
 }
 
 /// Conversations in the plainest form there is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct FlowMap(BTreeMap<FlowKey, Flow>);
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlowMap {
+    flows: BTreeMap<FlowKey, Flow>,
+    limit: usize,
+}
+
+impl Default for FlowMap {
+    fn default() -> Self {
+        Self::with_limit(MAXIMUM_FLOWS)
+    }
+}
 
 impl FlowMap {
+    /// None yet, with room for so many.
+    pub fn with_limit(limit: usize) -> Self {
+        Self {
+            flows: BTreeMap::new(),
+            limit,
+        }
+    }
+
     /// Does what a decision says.
     pub fn apply(&mut self, change: FlowChange, now: Milliseconds) {
         match change {
             FlowChange::None => {}
             FlowChange::Open(key, flow) | FlowChange::Continue(key, flow) => {
-                if self.0.len() >= MAXIMUM_FLOWS {
-                    self.0.retain(|_, flow| flow.lives(now));
+                if self.flows.len() >= self.limit {
+                    self.flows.retain(|_, flow| flow.lives(now));
                 }
-                self.0.insert(key, flow);
+                self.flows.insert(key, flow);
             }
             FlowChange::Remove(key) => {
-                self.0.remove(&key);
+                self.flows.remove(&key);
             }
         }
     }
@@ -305,7 +322,7 @@ impl FlowMap {
 #[cfg(test)]
 impl FlowMap {
     pub(super) fn live_flows(&self, now: Milliseconds) -> Vec<(FlowKey, Flow)> {
-        self.0
+        self.flows
             .iter()
             .map(|(key, flow)| (*key, *flow))
             .filter(|(_, flow)| flow.lives(now))
@@ -315,10 +332,10 @@ impl FlowMap {
 
 impl Flows for FlowMap {
     fn get(&self, key: &FlowKey) -> Option<Flow> {
-        self.0.get(key).copied()
+        self.flows.get(key).copied()
     }
 
     fn has_room(&self, now: Milliseconds) -> bool {
-        self.0.len() < MAXIMUM_FLOWS || self.0.values().any(|flow| !flow.lives(now))
+        self.flows.len() < self.limit || self.flows.values().any(|flow| !flow.lives(now))
     }
 }

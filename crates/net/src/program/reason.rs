@@ -20,6 +20,18 @@ macro_rules! reasons {
             /// All of them, in the order they are counted.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
+            /// What counters are called: `spoofed-mac`.
+            pub fn name(self) -> String {
+                let mut name = String::new();
+                for letter in format!("{self:?}").chars() {
+                    if letter.is_ascii_uppercase() && !name.is_empty() {
+                        name.push('-');
+                    }
+                    name.push(letter.to_ascii_lowercase());
+                }
+                name
+            }
+
             /// What a person is told.
             pub const fn text(self) -> &'static str {
                 match self { $(Self::$name => $text,)* }
@@ -44,6 +56,7 @@ reasons! {
     SpoofedIpv4: "an IPv4 source address that is not the port's",
     SpoofedIpv6: "an IPv6 source address that is not the port's",
     SpoofedNeighbour: "neighbour discovery in another's name, or a router's from a guest",
+    SpoofedDhcp: "a DHCP server's message from a guest",
     Ignored: "an announcement nobody needs",
     UnknownNeighbour: "an address of the network that nobody has",
     WrongMac: "a destination MAC address that does not lead where the packet goes",
@@ -57,6 +70,8 @@ reasons! {
     TooManyFlows: "the port has as many conversations as it may have",
     BadRequest: "a request to the gateway that makes no sense",
     QueueFull: "the receiver is too slow",
+    LinkDown: "the guest receives on no queue: its driver is not up, or the link is down",
+    GatewayBusy: "more requests to the gateway than it takes at a time",
 }
 
 impl DropReason {

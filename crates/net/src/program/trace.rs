@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use super::oracle::{self, Flows};
+use super::oracle::{self, FlowChange, Flows};
 use super::{Action, Decision, Origin, Program, RuleId, Verdict};
 use crate::link::Offload;
 use crate::model::{Direction, GATEWAY_MAC, MacAddress};
@@ -42,18 +42,35 @@ pub fn trace(
     frame: &[u8],
     offload: &Offload,
 ) -> Trace {
+    trace_change(program, flows, now, origin, frame, offload).0
+}
+
+/// The same, with what the packet would change about the port's conversations.
+pub(super) fn trace_change(
+    program: &Program,
+    flows: &dyn Flows,
+    now: Milliseconds,
+    origin: Origin,
+    frame: &[u8],
+    offload: &Offload,
+) -> (Trace, FlowChange) {
     let mut steps = Vec::new();
-    let (decision, _) = oracle::decide(program, flows, now, origin, frame, offload, &mut |(
-        rule,
-        action,
-    )| {
-        steps.push(TraceStep {
-            rule,
-            name: rule_name(program, rule),
-            action,
-        });
-    });
-    Trace { steps, decision }
+    let (decision, change) = oracle::decide(
+        program,
+        flows,
+        now,
+        origin,
+        frame,
+        offload,
+        &mut |(rule, action)| {
+            steps.push(TraceStep {
+                rule,
+                name: rule_name(program, rule),
+                action,
+            });
+        },
+    );
+    (Trace { steps, decision }, change)
 }
 
 /// What a rule is called.
@@ -66,7 +83,7 @@ pub fn rule_name(program: &Program, id: RuleId) -> String {
         .iter()
         .find(|layer| layer.name == id.layer)
         .and_then(|layer| layer.rules.get(id.index))
-        .map_or_else(|| "nothing else".to_owned(), |rule| rule.name.clone())
+        .map_or_else(|| "no rule matches".to_owned(), |rule| rule.name.clone())
 }
 
 impl fmt::Display for Trace {
@@ -78,34 +95,53 @@ impl fmt::Display for Trace {
                 "{:<12} rule {:<3} {name}: {}",
                 rule.layer,
                 rule.index + 1,
-                Text(*action)
+                action
             )?;
         }
-        match self.decision.verdict {
-            Verdict::Drop(reason) => write!(f, "dropped: {reason}"),
-            Verdict::Answer(answer) => write!(f, "answered by the port: {answer:?}"),
-            Verdict::Service(service) => write!(f, "taken by the gateway: {service:?}"),
-            Verdict::Uplink => write!(f, "leaves the network"),
-            Verdict::Neighbour(mac) => write!(f, "to the port with {mac}"),
-            Verdict::Flood => write!(f, "to every other port of the network"),
-            Verdict::Deliver => write!(f, "to the guest"),
+        write!(f, "{}", self.decision.verdict)
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Drop(reason) => write!(f, "dropped: {reason}"),
+            Self::Answer(answer) => write!(f, "answered by the port: {answer:?}"),
+            Self::Service(service) => write!(f, "taken by the gateway: {service:?}"),
+            Self::Uplink => write!(f, "leaves the network"),
+            Self::Neighbour(mac) => write!(f, "to the port with {mac}"),
+            Self::Flood => write!(f, "to every other port of the network"),
+            Self::Deliver => write!(f, "to the guest"),
         }
     }
 }
 
-struct Text(Action);
+impl Verdict {
+    /// One word for programs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Drop(_) => "drop",
+            Self::Answer(_) => "answer",
+            Self::Service(_) => "service",
+            Self::Uplink => "uplink",
+            Self::Neighbour(_) => "neighbour",
+            Self::Flood => "flood",
+            Self::Deliver => "deliver",
+        }
+    }
+}
 
-impl fmt::Display for Text {
+impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0 {
-            Action::Pass => "pass",
-            Action::Drop(_) => "drop",
-            Action::Answer(_) => "answer",
-            Action::Service(_) => "gateway",
-            Action::Neighbour => "to a neighbour",
-            Action::Flood => "to everyone",
-            Action::Uplink => "leave",
-            Action::Deliver => "deliver",
+        f.write_str(match self {
+            Self::Pass => "pass",
+            Self::Drop(_) => "drop",
+            Self::Answer(_) => "answer",
+            Self::Service(_) => "gateway",
+            Self::Neighbour => "to a neighbour",
+            Self::Flood => "to everyone",
+            Self::Uplink => "leave",
+            Self::Deliver => "deliver",
         })
     }
 }
@@ -119,40 +155,62 @@ pub fn probe(program: &Program, protocol: u8, destination: SocketAddr) -> Option
         SocketAddr::V6(_) => program.port.v6?.into(),
     };
     let target = destination.ip();
-    let next_hop = match target {
-        _ if target.is_multicast() => MacAddress::BROADCAST,
-        _ => program.neighbours.get(target).unwrap_or(GATEWAY_MAC),
-    };
     let to = Envelope {
-        ethernet: (program.port.mac, next_hop),
+        ethernet: (program.port.mac, next_hop(program, target)),
         ip: (source, target),
     };
-    /// The first of the ports systems choose themselves (RFC 6335).
-    const SOURCE_PORT: u16 = 49_152;
+    let ports = (SOURCE_PORT, destination.port());
+    Some(packet(to, protocol, ports, Part::First))
+}
+
+/// The first of the port numbers systems choose themselves (RFC 6335).
+pub const SOURCE_PORT: u16 = 49_152;
+
+/// Whom a guest would send a packet for `target` to.
+pub fn next_hop(program: &Program, target: IpAddr) -> MacAddress {
+    match target {
+        _ if target.is_multicast() => MacAddress::BROADCAST,
+        IpAddr::V4(v4) if v4.is_broadcast() => MacAddress::BROADCAST,
+        _ => program.neighbours.get(target).unwrap_or(GATEWAY_MAC),
+    }
+}
+
+/// Where in a conversation a packet stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// It opens it.
+    First,
+    /// It answers the first.
+    Answer,
+}
+
+/// A packet of a conversation, as a whole Ethernet frame: of TCP (6) a
+/// segment with SYN, of UDP (17) a datagram without data, else an ICMP echo
+/// request or reply.
+pub fn packet(to: Envelope, protocol: u8, ports: (u16, u16), part: Part) -> Vec<u8> {
     const SYN: u8 = 2;
+    const SYN_ACK: u8 = SYN | 16;
+    const ECHO_REPLY_4: u8 = 0;
+    const ECHO_REPLY_6: u8 = 129;
+    let first = part == Part::First;
+    let echo = |request, reply| {
+        let kind = if first { request } else { reply };
+        [kind, 0, 0, 0, 0, 1, 0, 1]
+    };
     let mut frame = Vec::new();
-    match (protocol, source) {
+    match (protocol, to.ip.0) {
         (protocol::TCP, _) => {
-            build::tcp_control(
-                &mut frame,
-                to,
-                (SOURCE_PORT, destination.port()),
-                (0, 0),
-                SYN,
-            );
+            let flags = if first { SYN } else { SYN_ACK };
+            build::tcp_control(&mut frame, to, ports, (0, 0), flags);
         }
-        (protocol::UDP, _) => build::udp(&mut frame, to, (SOURCE_PORT, destination.port()), &[]),
+        (protocol::UDP, _) => build::udp(&mut frame, to, ports, &[]),
         (_, IpAddr::V4(_)) => {
-            build::icmpv4(&mut frame, to, &[icmp::ECHO_REQUEST_4, 0, 0, 0, 0, 1, 0, 1]);
+            build::icmpv4(&mut frame, to, &echo(icmp::ECHO_REQUEST_4, ECHO_REPLY_4));
         }
         (_, IpAddr::V6(_)) => {
-            build::icmpv6(
-                &mut frame,
-                to,
-                64,
-                &[icmp::ECHO_REQUEST_6, 0, 0, 0, 0, 1, 0, 1],
-            );
+            let message = echo(icmp::ECHO_REQUEST_6, ECHO_REPLY_6);
+            build::icmpv6(&mut frame, to, 64, &message);
         }
     }
-    Some(frame)
+    frame
 }

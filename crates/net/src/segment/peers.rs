@@ -195,8 +195,9 @@ impl Peers {
         }
     }
 
-    /// Sends a frame to one peer, or to all.
-    pub fn send(&mut self, to: Option<PeerId>, frame: &[u8], offload: Offload) {
+    /// Sends a frame to one peer, or to all; whether all of them will get it if
+    /// they read.
+    pub fn send(&mut self, to: Option<PeerId>, frame: &[u8], offload: Offload) -> bool {
         let prefix = encode(offload);
         let mut dropped = 0;
         let mut send = |id: PeerId, connection: &mut Connection| {
@@ -216,6 +217,7 @@ impl Peers {
                 .for_each(|(id, peer)| send(*id, peer)),
         }
         self.dropped += dropped;
+        dropped == 0
     }
 
     /// Does what is to be done, and tells what came.
@@ -402,6 +404,51 @@ fn decode(message: &[u8]) -> Option<PeerEvent<'_>> {
             Some(PeerEvent::Frame(frame, offload))
         }
         _ => None,
+    }
+}
+
+/// Takes everything.
+#[cfg(any(test, feature = "fuzzing"))]
+struct Nowhere;
+
+#[cfg(any(test, feature = "fuzzing"))]
+impl crate::switch::Outlets for Nowhere {
+    fn guest(&mut self, _: crate::model::PortId, _: [u8; 14], _: &[u8], _: Offload) {}
+    fn uplink(&mut self, _: crate::model::PortId, _: &[u8], _: Offload) {}
+    fn service(
+        &mut self,
+        _: crate::model::PortId,
+        _: crate::program::Service,
+        _: &[u8],
+        _: Offload,
+    ) -> bool {
+        true
+    }
+    fn peer(&mut self, _: Option<PeerId>, _: &[u8], _: Offload) -> bool {
+        true
+    }
+}
+
+/// What a message says, said again, is the same message, and a switch that is
+/// told of it stands.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz_message(bytes: &[u8]) {
+    use crate::model::Network;
+    use crate::switch::Switch;
+    let mut switch = Switch::new(Network::named("fuzz", 1500));
+    let peer = PeerId(1);
+    match decode(bytes) {
+        Some(PeerEvent::Frame(frame, offload)) => {
+            let again = [&encode(offload)[..], frame].concat();
+            assert_eq!(decode(&again), Some(PeerEvent::Frame(frame, offload)));
+            switch.from_peer(0, peer, frame, offload, &mut Nowhere);
+        }
+        Some(PeerEvent::Ports(ports)) => {
+            switch.set_peer(peer, ports);
+            switch.set_peer(peer, Vec::new());
+            assert_eq!(switch.peer_ports().count(), 0);
+        }
+        None => {}
     }
 }
 

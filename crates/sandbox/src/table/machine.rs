@@ -4,7 +4,7 @@ use libc::MADV_DONTNEED;
 use syscalls::Sysno;
 
 use super::program::CONNECTED;
-use super::{Rule, allow, allow_when, is_u32, own_process};
+use super::{Rule, allow, allow_when, is, is_u32, own_process};
 
 /// Calls on KVM's descriptors (`linux/kvm.h`).
 pub(super) mod kvm {
@@ -17,11 +17,16 @@ pub(super) mod kvm {
 
 const _: () = assert!(MADV_DONTNEED == 4);
 
+/// Linux 6.1; the libc crate has it for other C libraries only.
+const MADV_COLLAPSE: i32 = 25;
+
 /// A virtual processor's thread. It also does what the guest's drivers ask of
 /// a device's registers: start its queues.
 pub const VCPU: &[Rule] = &[
     // The software CPU, before it caches code (`accel::memory::pages`).
     allow(Sysno::membarrier),
+    // The software CPU, when it begins another 2 MiB of code.
+    allow_when(Sysno::madvise, &[is(2, MADV_COLLAPSE)]),
     // The machine's end, to the main thread.
     allow_when(Sysno::sendto, &CONNECTED),
     // A device's worker.

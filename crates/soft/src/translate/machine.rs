@@ -1,12 +1,14 @@
 //! What a processor's translator keeps: the code, the units it is made of, the
 //! jumps between them, and the tables by which other jumps find them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::ops::Range;
 use std::rc::Rc;
 
 use super::assembler::Assembler;
 use super::code::CodeMemory;
 use super::emit::Context;
+use super::numbered::Numbered;
 use super::thunk::{self, Places, Thunks};
 use super::{VARIANTS, unit};
 use crate::cache::Block;
@@ -14,7 +16,7 @@ use crate::cpu::Cpu;
 use crate::low::{LowBox, address};
 
 /// Bytes of code a processor keeps.
-const CODE_BYTES: usize = 64 << 20;
+const CODE_BYTES: usize = 128 << 20;
 /// Bits of a linear address that make an index in the jump table: nine of the
 /// offset in the page (functions begin at multiples of 16, and two calls
 /// hardly ever return to the same eight bytes), seven of the page.
@@ -61,8 +63,6 @@ pub(super) struct Unit {
 /// One processor's code.
 pub(super) struct Machine {
     pub(super) code: CodeMemory,
-    /// What `code` is cut back to.
-    pub(super) code_start: u32,
     pub(super) context: [Context; VARIANTS],
     pub(super) thunks: Thunks,
     pub(super) tables: [LowBox<JumpTable>; 3],
@@ -72,8 +72,12 @@ pub(super) struct Machine {
     pub(super) filled: [u128; 3],
     /// Vector instructions ran as they are when the tables were filled.
     pub(super) vectors: [bool; 3],
-    pub(super) units: Vec<Unit>,
-    pub(super) edges: Vec<Edge>,
+    pub(super) units: Numbered<Unit>,
+    pub(super) edges: Numbered<Edge>,
+    /// The first units and edges of the segments of code in use, the oldest
+    /// first.
+    segments: VecDeque<(u32, u32)>,
+    pub(super) evictions: u64,
     pub(super) by_key: HashMap<u64, u32>,
     pub(super) by_page: HashMap<u64, Vec<u32>>,
     pub(super) generation: u32,
@@ -110,6 +114,7 @@ impl Machine {
         let mut assembler = Assembler::new(code.next());
         let thunks = thunk::write(&mut assembler, &places);
         code.publish(&assembler.finish());
+        code.keep();
         let table = || -> std::io::Result<LowBox<JumpTable>> {
             // SAFETY: a jump table is integers.
             unsafe { LowBox::zeroed() }
@@ -130,7 +135,6 @@ impl Machine {
             windows: true,
         });
         let mut machine = Self {
-            code_start: code.next(),
             code,
             context,
             thunks,
@@ -138,8 +142,10 @@ impl Machine {
             local: Default::default(),
             filled: [u128::MAX; 3],
             vectors: [false; 3],
-            units: Vec::new(),
-            edges: Vec::new(),
+            units: Numbered::default(),
+            edges: Numbered::default(),
+            segments: [(0, 0)].into(),
+            evictions: 0,
             by_key: HashMap::new(),
             by_page: HashMap::new(),
             generation: 1,
@@ -170,34 +176,98 @@ impl Machine {
 
     /// Gives up everything.
     pub(super) fn clear(&mut self) {
-        self.code.truncate(self.code_start);
-        self.units.clear();
-        self.edges.clear();
+        self.code.restart();
+        self.units = Numbered::default();
+        self.edges = Numbered::default();
+        self.segments = [(0, 0)].into();
         self.by_key.clear();
         self.by_page.clear();
         self.generation += 1;
         (0..3).for_each(|table| self.clear_table(table));
     }
 
+    /// A unit that may be entered.
+    #[inline(always)]
+    pub(super) fn unit(&self, number: u32) -> Option<&Unit> {
+        self.units.get(number).filter(|unit| unit.alive)
+    }
+
     pub(super) fn drop_page(&mut self, physical: u64) {
         for number in self.by_page.remove(&physical).unwrap_or_default() {
-            let unit = &mut self.units[number as usize];
+            let Some(unit) = self.units.get_mut(number) else {
+                continue;
+            };
             unit.alive = false;
             self.by_key.remove(&unit.key);
             unit.blocks.clear();
-            for edge in std::mem::take(&mut unit.incoming) {
-                let edge = &mut self.edges[edge as usize];
-                edge.linked = false;
-                // The code of what is gone already begins with another jump.
-                if self.units[edge.from as usize].alive {
-                    self.code.link(edge.site, edge.stub);
-                }
-            }
-            let unit = &self.units[number as usize];
             // The jump table may still lead here.
             let distance = unit.stale.wrapping_sub(unit.entry + 5).to_le_bytes();
             let [a, b, c, d] = distance;
             self.code.patch(unit.entry, &[0xe9, a, b, c, d]);
+            let incoming = std::mem::take(&mut unit.incoming);
+            self.cut(&incoming);
+        }
+    }
+
+    /// These edges lead nowhere any more.
+    fn cut(&mut self, edges: &[u32]) {
+        for number in edges {
+            let Some(edge) = self.edges.get_mut(*number) else {
+                continue;
+            };
+            edge.linked = false;
+            // The code of what is gone already begins with another jump.
+            if self.units.get(edge.from).is_some_and(|unit| unit.alive) {
+                self.code.link(edge.site, edge.stub);
+            }
+        }
+    }
+
+    /// Begins the next segment of code; what lay in it is forgotten. Only the
+    /// oldest goes, so that what runs now mostly stays.
+    fn next_segment(&mut self) {
+        if self.units.next() > u32::MAX / 2 || self.edges.next() > u32::MAX / 2 {
+            return self.clear();
+        }
+        let range = self.code.next_segment();
+        if self.segments.len() == self.code.segments() {
+            self.evict(&range);
+        }
+        self.segments
+            .push_back((self.units.next(), self.edges.next()));
+    }
+
+    /// Forgets the units of the oldest segment, which lie in `range`.
+    fn evict(&mut self, range: &Range<u32>) {
+        self.evictions += 1;
+        self.segments.pop_front();
+        let none_left = (self.units.next(), self.edges.next());
+        let (units, edges) = self.segments.front().copied().unwrap_or(none_left);
+        let mut pages = HashSet::new();
+        while let Some(unit) = self.units.pop_below(units) {
+            if unit.alive {
+                self.by_key.remove(&unit.key);
+                pages.insert(unit.key >> 4 & !0xfff);
+                self.cut(&unit.incoming);
+            }
+        }
+        while self.edges.pop_below(edges).is_some() {}
+        for page in pages {
+            if let Some(numbers) = self.by_page.get_mut(&page) {
+                numbers.retain(|number| *number >= units);
+                if numbers.is_empty() {
+                    self.by_page.remove(&page);
+                }
+            }
+        }
+        for (table, filled) in self.tables.iter_mut().zip(&self.filled) {
+            for group in (0..JUMPS / OFFSETS).filter(|group| filled >> group & 1 != 0) {
+                for index in group * OFFSETS..(group + 1) * OFFSETS {
+                    if range.contains(&(table.codes[index] as u32)) {
+                        table.keys[index] = empty_key(index);
+                    }
+                }
+            }
         }
     }
 
@@ -206,10 +276,13 @@ impl Machine {
         if index == 0 {
             return;
         }
+        let Some(&Unit { far_entry, .. }) = self.unit(unit) else {
+            return;
+        };
         let jumps = &mut self.tables[table];
         jumps.keys[index] = linear.wrapping_neg();
         self.filled[table] |= 1 << (index / OFFSETS);
-        jumps.codes[index] = self.units[unit as usize].far_entry.into();
+        jumps.codes[index] = far_entry.into();
         if !global {
             if self.local[table].len() >= JUMPS {
                 // The same indices again and again: begin anew.
@@ -220,15 +293,16 @@ impl Machine {
     }
 
     pub(super) fn link(&mut self, number: u32, to: u32) {
-        let unit = &mut self.units[to as usize];
-        let edge = &mut self.edges[number as usize];
+        let (Some(edge), Some(unit)) = (self.edges.get_mut(number), self.units.get_mut(to)) else {
+            return;
+        };
         if edge.linked || !unit.alive {
             return;
         }
         edge.linked = true;
         unit.incoming.push(number);
         let (site, entry, from) = (edge.site, unit.entry, edge.from);
-        if self.units[from as usize].alive {
+        if self.unit(from).is_some() {
             self.code.link(site, entry);
         }
     }
@@ -248,23 +322,21 @@ impl Machine {
             windows: !plain,
             ..self.context[variant]
         };
-        let mut written = unit::write(
-            items,
-            context,
-            self.code.next(),
-            self.edges.len() as u32,
-            self.thunks.stale,
-        )?;
+        let write = |machine: &Self| {
+            let (start, edge) = (machine.code.next(), machine.edges.next());
+            unit::write(items, context, start, edge, machine.thunks.stale)
+        };
+        let mut written = write(self)?;
         let mut start = self.code.next();
         if !self.code.publish(&written.code) {
-            self.clear();
+            self.next_segment();
             start = self.code.next();
-            written = unit::write(items, context, start, 0, self.thunks.stale)?;
+            written = write(self)?;
             if !self.code.publish(&written.code) {
                 return None;
             }
         }
-        let number = self.units.len() as u32;
+        let number = self.units.next();
         for request in &written.edges {
             self.edges.push(Edge {
                 site: request.site,

@@ -7,25 +7,27 @@ use favo_accel::{EventCounter, GuestMemory, Partition};
 use favo_devices::acpi::{self, AcpiTables};
 use favo_devices::bus::{Bus, BusDevice};
 use favo_devices::interrupt::{InterruptLine, MsiSender, PartitionMsiSender, Unconnected};
-use favo_devices::ioapic::IoApic;
-use favo_devices::pci::PciRoot;
+use favo_devices::ioapic::{IoApic, IoApicState};
+use favo_devices::pci::{PciRoot, PciRootState};
 use favo_devices::platform::{self as layout, MemoryMap};
-use favo_devices::power::{KeyboardReset, Power, ResetControl};
+use favo_devices::power::{KeyboardReset, Power, PowerState, ResetControl};
 use favo_devices::pvpanic::Pvpanic;
-use favo_devices::rtc::Rtc;
-use favo_devices::serial::SerialPort;
-use favo_devices::virtio::VirtioDevice;
+use favo_devices::rtc::{Rtc, RtcState};
+use favo_devices::serial::{SerialPort, SerialState};
+use favo_devices::state::StateError;
 use favo_devices::virtio::balloon::BalloonSpec;
 use favo_devices::virtio::blk::BlkSpec;
+use favo_devices::virtio::common::TransportState;
 use favo_devices::virtio::console::ConsoleSpec;
 use favo_devices::virtio::console::backend::FdPort;
 use favo_devices::virtio::net::NetHandle;
 use favo_devices::virtio::pci::VirtioPci;
 use favo_devices::virtio::rng::RngSpec;
 use favo_devices::virtio::vsock::{VsockHandle, VsockSpec};
+use favo_devices::virtio::{DeviceError, VirtioDevice};
 use favo_types::GuestAddress;
 
-use super::{CardSpec, DirectBoot, Ending, MachineError, MachineSpec, host};
+use super::{CardSpec, DirectBoot, Ending, MachineError, MachineSpec, MachineState, host};
 use crate::linux_boot::{Boot, MapEntry, RangeKind};
 use crate::processors::Buses;
 
@@ -39,9 +41,11 @@ pub struct Platform {
     pub power: Arc<Power>,
     pub vsock: Option<VsockHandle>,
     pub cards: Vec<NetHandle>,
+    rtc: Arc<Rtc>,
+    ioapic: Arc<IoApic>,
     virtio: Vec<(String, Arc<VirtioPci>)>,
     /// Keeps the functions; the memory bus only knows where they are.
-    _pci: Arc<PciRoot>,
+    pci: Arc<PciRoot>,
 }
 
 impl Platform {
@@ -73,7 +77,8 @@ impl Platform {
             SerialPort::PORTS,
             serial.clone(),
         )?;
-        port("rtc", layout::RTC_PORT, 2, Arc::new(Rtc::new()))?;
+        let rtc = Arc::new(Rtc::new());
+        port("rtc", layout::RTC_PORT, 2, rtc.clone())?;
         port("power", layout::POWER_PORT, Power::PORTS, power.clone())?;
         let reset = Arc::new(ResetControl::new(ending.clone()));
         port("reset", layout::RESET_CONTROL_PORT, 1, reset)?;
@@ -92,18 +97,21 @@ impl Platform {
         let (start, size) = layout::ECAM;
         mmio.insert("ECAM", start.0, size.bytes(), pci.clone())?;
 
+        let ends = ioapic.clone();
         let mut platform = Self {
             buses: Buses {
                 ports,
                 mmio,
-                end_of_interrupt: Arc::new(move |vector| ioapic.end_of_interrupt(vector)),
+                end_of_interrupt: Arc::new(move |vector| ends.end_of_interrupt(vector)),
             },
+            rtc,
+            ioapic,
             serial,
             power,
             vsock: None,
             cards: Vec::new(),
             virtio: Vec::new(),
-            _pci: pci.clone(),
+            pci: pci.clone(),
         };
         let mut attach =
             |name: String, device: Box<dyn VirtioDevice>| -> Result<(), MachineError> {
@@ -154,6 +162,66 @@ impl Platform {
         Ok(platform)
     }
 
+    /// Has every device stand still. The processors do already: what a device
+    /// still has to tell them is told when this returns.
+    pub fn pause(&self) {
+        self.serial.set_paused(true);
+        for (_, device) in &self.virtio {
+            device.pause();
+        }
+    }
+
+    /// Undoes [`Platform::pause`].
+    pub fn resume(&self) {
+        for (_, device) in &self.virtio {
+            device.resume();
+        }
+        self.serial.set_paused(false);
+    }
+
+    /// The state of every device, while they stand still.
+    pub fn save(&self) -> Result<PlatformState, DeviceError> {
+        let virtio = self.virtio.iter();
+        let virtio = virtio.map(|(name, device)| Ok((name.clone(), device.save()?)));
+        Ok(PlatformState {
+            virtio: virtio.collect::<Result<_, DeviceError>>()?,
+            ioapic: self.ioapic.save(),
+            serial: self.serial.save(),
+            rtc: self.rtc.save(),
+            power: self.power.save(),
+            pci: self.pci.save(),
+        })
+    }
+
+    /// Loads a saved state into devices that were just built; they stand still
+    /// afterwards. What fails leaves a machine that must not run.
+    pub fn restore(&self, state: &MachineState) -> Result<(), MachineError> {
+        let here = self.virtio.iter().map(|(name, _)| name);
+        if !here.eq(state.virtio.iter().map(|(name, _)| name)) {
+            let names = |names: Vec<&String>| {
+                let names: Vec<&str> = names.into_iter().map(String::as_str).collect();
+                names.join(", ")
+            };
+            let reason = format!(
+                "it has {}; this machine has {}",
+                names(state.virtio.iter().map(|(name, _)| name).collect()),
+                names(self.virtio.iter().map(|(name, _)| name).collect()),
+            );
+            return Err(StateError::invalid("the machine's devices", reason).into());
+        }
+        self.pause();
+        // Lines first: a device that drives one as it is sends nothing again.
+        self.ioapic.restore(&state.ioapic)?;
+        self.serial.restore(&state.serial)?;
+        self.rtc.restore(&state.rtc)?;
+        self.power.restore(&state.power)?;
+        self.pci.restore(&state.pci)?;
+        for ((_, device), (_, state)) in self.virtio.iter().zip(&state.virtio) {
+            device.restore(state)?;
+        }
+        Ok(())
+    }
+
     /// What the devices counted.
     pub fn counters(&self) -> Vec<(String, EventCounter)> {
         self.virtio
@@ -164,6 +232,16 @@ impl Platform {
             })
             .collect()
     }
+}
+
+/// The devices' part of a [`MachineState`].
+pub struct PlatformState {
+    pub ioapic: IoApicState,
+    pub serial: SerialState,
+    pub rtc: RtcState,
+    pub power: PowerState,
+    pub pci: PciRootState,
+    pub virtio: Vec<(String, TransportState)>,
 }
 
 /// Free memory goes back to the host by itself.
@@ -181,6 +259,15 @@ const RESET_VECTOR: GuestAddress = GuestAddress(0xf_fff0);
 /// All the firmware there is: `mov dx, 0cf9h; mov al, 6; out dx, al`, which
 /// resets the machine, and a halt.
 const RESET_CODE: [u8; 9] = [0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee, 0xf4, 0xeb, 0xfd];
+
+/// Makes this machine another one than any before, to its guest.
+pub fn renew_generation(memory: &GuestMemory) -> Result<(), MachineError> {
+    let mut id = [0; 16];
+    rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| host("reading random bytes")(error.into()))?;
+    memory.write(layout::GENERATION_ID, &id)?;
+    Ok(())
+}
 
 /// Puts the ACPI tables and what is booted into memory, and the boot
 /// processor at its entry.

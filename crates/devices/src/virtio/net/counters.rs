@@ -17,15 +17,18 @@ pub enum Undelivered {
     NoRoom,
     /// It came on a queue pair the driver does not use.
     InactiveQueue,
+    /// The link is down.
+    LinkDown,
     /// The network handed over something that is no frame.
     Malformed,
 }
 
 impl Undelivered {
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 5] = [
         Self::Filtered,
         Self::NoRoom,
         Self::InactiveQueue,
+        Self::LinkDown,
         Self::Malformed,
     ];
 
@@ -34,6 +37,7 @@ impl Undelivered {
             Self::Filtered => "filtered",
             Self::NoRoom => "no-room",
             Self::InactiveQueue => "inactive-queue",
+            Self::LinkDown => "link-down",
             Self::Malformed => "malformed",
         }
     }

@@ -89,8 +89,11 @@ impl PairHandler {
         2 * self.pair + 1
     }
 
-    fn update_active(&mut self) {
-        let active = self.pair < self.shared.active_pairs.load(Ordering::Acquire);
+    /// Tells the link whether the guest receives on this pair, if that has
+    /// changed.
+    pub fn update_active(&mut self) {
+        let active = self.shared.is_link_up()
+            && self.pair < self.shared.active_pairs.load(Ordering::Acquire);
         if active != self.active {
             self.active = active;
             self.link.set_active(active);
@@ -145,6 +148,7 @@ impl PairHandler {
         };
         let dropped = match self.incoming.destination() {
             None => Some(Undelivered::Malformed),
+            Some(_) if !self.shared.is_link_up() => Some(Undelivered::LinkDown),
             Some(_) if !self.active => Some(Undelivered::InactiveQueue),
             Some(destination) if !self.shared.wants(destination) => Some(Undelivered::Filtered),
             Some(_) => match self.incoming.accept(offload, self.features) {
@@ -194,6 +198,7 @@ impl PairHandler {
         let offload: Result<Offload, Refusal> =
             header::parse(header, &self.frame, self.features, shared.mtu);
         match offload {
+            Ok(_) if !shared.is_link_up() => shared.counters.refuse(Refusal::LinkDown),
             Ok(offload) => {
                 shared.charge_from_guest(self.frame.len());
                 shared.counters.from_guest.count(self.frame.len());
@@ -236,6 +241,7 @@ impl PairHandler {
             queue.signal();
         }
         self.update_active();
+        self.shared.tell_pairs(1);
         if more {
             context.request(index);
         }

@@ -40,15 +40,18 @@ pub enum Refusal {
     Checksum,
     /// A segmentation that was not negotiated, or that does not fit the frame.
     Segmentation,
+    /// The link is down.
+    LinkDown,
 }
 
 impl Refusal {
     /// All of them, in the order they are counted in.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::TooShort,
         Self::TooLong,
         Self::Checksum,
         Self::Segmentation,
+        Self::LinkDown,
     ];
 
     /// In kebab-case, for counters.
@@ -58,6 +61,7 @@ impl Refusal {
             Self::TooLong => "too-long",
             Self::Checksum => "checksum",
             Self::Segmentation => "segmentation",
+            Self::LinkDown => "link-down",
         }
     }
 }
