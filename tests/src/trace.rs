@@ -190,7 +190,7 @@ fn programs(kind: ThreadKind) -> usize {
         .iter()
         .filter_map(|rule| match rule.action {
             Action::Refuse(errno) => Some(errno),
-            Action::Allow => None,
+            Action::Allow | Action::Forbid => None,
         })
         .collect();
     errors.len() + 1

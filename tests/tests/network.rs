@@ -185,7 +185,8 @@ fn machines_on_a_network_reach_each_other_by_name() {
             sleep 1
         done
         ping -c 1 -q data.lab.internal
-        ping -6 -c 1 -q data"#;
+        # The address comes with the first router advertisement, some seconds in.
+        for second in $(seq 30); do ping -6 -c 1 -q data && break; sleep 1; done"#;
     let guest = ["minimal", "--", "sh", "-c", fetch];
     let client = [
         "run",

@@ -106,7 +106,10 @@ fn every_thread_is_confined_unless_it_is_switched_off() {
         assert_eq!(status.code(), Some(143), "{error}");
         if sandbox == "on" {
             for (name, [capabilities, no_new_privileges, _]) in threads {
-                assert_eq!(capabilities, "0000000000000000", "{name}");
+                // CAP_NET_RAW, where echoes can't leave otherwise.
+                let mask = if name == "net" { !(1u64 << 13) } else { !0 };
+                let capabilities = u64::from_str_radix(&capabilities, 16).unwrap();
+                assert_eq!(capabilities & mask, 0, "{name}");
                 assert_eq!(no_new_privileges, "1", "{name}");
             }
         } else {
@@ -151,6 +154,24 @@ fn intruder() -> PathBuf {
     favo_program().with_file_name("examples").join("intruder")
 }
 
+/// What the threads of a control socket do for the machine's owner: his files.
+const OWNER_MAY: &[&str] = &[
+    "read-file",
+    "write-file",
+    "read-passwords",
+    "write-own-memory-file",
+    "open",
+    "openat2",
+    "creat",
+    "unlink",
+    "unlinkat",
+    "rename",
+    "chmod",
+    "truncate",
+    "memfd",
+    "unix-socket",
+];
+
 #[test]
 fn an_intruder_is_refused_all_that_leads_out() {
     let intruder = intruder();
@@ -166,6 +187,9 @@ fn an_intruder_is_refused_all_that_leads_out() {
     for act in names("act ") {
         let mut answers: Vec<(String, Vec<String>)> = Vec::new();
         for kind in names("kind ") {
+            if kind == "control" && OWNER_MAY.contains(&act.as_str()) {
+                continue;
+            }
             let output = Command::new(&intruder)
                 .args([&kind, &act])
                 .arg(&file)
@@ -183,6 +207,8 @@ fn an_intruder_is_refused_all_that_leads_out() {
                 // The launcher makes the rings of disks; what a ring does is
                 // up to Landlock.
                 Some(0) if (kind.as_str(), act.as_str()) == ("launcher", "io-uring") => continue,
+                // Of raw sockets only those for echoes, where there is no other.
+                Some(0) if (kind.as_str(), act.as_str()) == ("network", "raw-socket") => continue,
                 Some(0) if said != "done" && !said.is_empty() => said,
                 status => panic!("{kind} {act}: {status:?} {said} {error}"),
             };
@@ -220,6 +246,7 @@ fn no_rule_is_idle_and_none_is_missing() {
     if has_image {
         disks_and_network(state, &mut trace);
         shared_network(state, &mut trace);
+        control_socket(state, &mut trace);
         let shell = ["--accel", "soft", "minimal"];
         // Typed ahead: the guest's terminal keeps it until its shell reads.
         terminal(run(state, &shell), b"exit 3\n", 3, &mut trace);
@@ -408,6 +435,66 @@ fn disks_and_network(state: &Path, trace: &mut Trace) {
         }
     });
     assert_eq!(trace.statuses[before..], [7], "{:#?}", trace.missing);
+}
+
+/// Asks a machine's process for something, and for nothing more in vain.
+fn ask(state: &Path, arguments: &[&str]) -> bool {
+    let output = favo(state).arg("vmm").args(arguments).output().unwrap();
+    if !output.status.success() {
+        println!("{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    output.status.success()
+}
+
+/// A machine that is saved, cloned and stopped, and one that was restored.
+/// What the socket's own threads do is not watched: they have no list.
+fn control_socket(state: &Path, trace: &mut Trace) {
+    let (socket, snapshot) = (state.join("control"), state.join("snapshot"));
+    let paths = [&socket, &snapshot].map(|path| path.to_str().unwrap());
+    let [socket, snapshot] = paths;
+    let stop = |process| {
+        // It is open when the machine ends.
+        let _idle = std::os::unix::net::UnixStream::connect(socket).unwrap();
+        if !ask(state, &["stop", socket]) {
+            kill_process(Pid::from_raw(process as i32).unwrap(), Signal::KILL).unwrap();
+        }
+    };
+    let guest = "dd if=/dev/zero of=/x bs=1M count=64; rm /x; echo 3 >/proc/sys/vm/drop_caches
+        sleep 300";
+    let before = trace.statuses.len();
+    let mut command = run(state, &["--accel", "soft", "--control", socket]);
+    command.args(["--memory", "256M", "minimal", "--", "sh", "-c", guest]);
+    trace.run(command, |process| {
+        let begin = Instant::now();
+        while !ask(state, &["status", socket]) && begin.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        // Until the guest has given memory back.
+        std::thread::sleep(Duration::from_secs(15));
+        assert!(ask(state, &["snapshot", socket, snapshot]));
+        assert!(ask(state, &["fork", socket]));
+        let clone = format!("{socket}.1");
+        assert!(ask(state, &["status", &clone]));
+        assert!(ask(state, &["stop", &clone]));
+        stop(process);
+    });
+    let mut command = favo(state);
+    command.args(["vmm", "serve", "--accel", "soft", "--restore", snapshot]);
+    command.arg(socket);
+    trace.run(command, |process| {
+        let begin = Instant::now();
+        while !ask(state, &["exec", socket, "--", "true"])
+            && begin.elapsed() < Duration::from_secs(60)
+        {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        let threads = confinement(process);
+        for (name, [.., seccomp]) in threads {
+            assert_eq!(seccomp, "2", "{name}");
+        }
+        stop(process);
+    });
+    assert_eq!(trace.statuses[before..], [125, 93], "{:#?}", trace.missing);
 }
 
 fn shared_network(state: &Path, trace: &mut Trace) {

@@ -42,7 +42,7 @@ fn the_power_button_interrupts_and_is_read_once() {
             ..state
         },
         PowerState {
-            pending: 2,
+            pending: 4,
             ..state
         },
     ] {

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -31,9 +32,15 @@ pub enum Event {
     Agent(UnixStream),
 }
 
+enum Item {
+    Event(Event),
+    /// What the thread that takes events is to do, because no other may.
+    Task(Box<dyn FnOnce() + Send>),
+}
+
 /// Events in the order they happened.
 pub struct Mailbox {
-    events: Mutex<VecDeque<Event>>,
+    items: Mutex<VecDeque<Item>>,
     wake: UnixStream,
     woken: UnixStream,
 }
@@ -45,7 +52,7 @@ impl Mailbox {
         wake.set_nonblocking(true)?;
         woken.set_nonblocking(true)?;
         let mailbox = Arc::new(Self {
-            events: Mutex::default(),
+            items: Mutex::default(),
             wake,
             woken,
         });
@@ -65,9 +72,26 @@ impl Mailbox {
         Ok(mailbox)
     }
 
+    /// Has the thread that takes events do something, which is the main one,
+    /// and waits for the result; None if it is gone.
+    pub fn on_main<R: Send + 'static>(
+        &self,
+        function: impl FnOnce() -> R + Send + 'static,
+    ) -> Option<R> {
+        let (reply, result) = channel();
+        self.add(Item::Task(Box::new(move || {
+            let _ = reply.send(function());
+        })));
+        result.recv().ok()
+    }
+
     /// Adds an event.
     pub fn push(&self, event: Event) {
-        self.lock().push_back(event);
+        self.add(Item::Event(event));
+    }
+
+    fn add(&self, item: Item) {
+        self.lock().push_back(item);
         // A full socket is readable, which is all it is for.
         let _ = (&self.wake).write(&[1]);
     }
@@ -80,12 +104,19 @@ impl Mailbox {
             terminal::restore();
             std::process::exit(exit::SANDBOX.into());
         }
-        let mut events = self.lock();
-        let event = events.pop_front();
-        if !events.is_empty() {
+        let mut items = self.lock();
+        let item = items.pop_front();
+        if !items.is_empty() {
             let _ = (&self.wake).write(&[1]);
         }
-        event
+        drop(items);
+        match item? {
+            Item::Event(event) => Some(event),
+            Item::Task(task) => {
+                task();
+                None
+            }
+        }
     }
 
     /// The oldest event, waited for until `deadline`.
@@ -115,8 +146,8 @@ impl Mailbox {
         self.woken.as_fd()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Event>> {
-        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Item>> {
+        self.items.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -7,7 +7,7 @@ mod guest;
 pub(crate) mod network;
 pub(crate) mod publish;
 mod rate;
-mod sandbox;
+pub(crate) mod sandbox;
 mod stats;
 
 use std::path::PathBuf;
@@ -161,32 +161,32 @@ fn open_engine(args: &Args) -> Result<Engine, Failure> {
     Ok(engine)
 }
 
-/// Serves the control socket of `--control`, if there is one, for a machine
-/// that is called `name` on its network.
-fn serve_control(args: &Args, machine: &Machine, name: &str) -> Result<Option<Server>, Failure> {
-    let Some(path) = &args.control else {
-        return Ok(None);
-    };
-    let owner = Owner {
-        name: name.to_owned(),
-        network: args.network.clone(),
-    };
-    Host::serve_run(path, machine, owner).map(Some)
-}
-
-/// Starts a machine whose end arrives in `mailbox`.
+/// Starts a machine whose end arrives in `mailbox`, called `name` on its
+/// network, and serves the control socket of `--control`, if there is one.
 fn start(
+    args: &Args,
     spec: MachineSpec,
     engine: &Engine,
     serial: SerialIo,
     mailbox: &Arc<Mailbox>,
-) -> Result<Machine, Failure> {
+    name: &str,
+) -> Result<(Machine, Option<Server>), Failure> {
     let receiver = mailbox.clone();
     let report: EndReport = Arc::new(move |outcome| receiver.push(Event::Ended(outcome)));
     let machine = Machine::start(spec, engine.accelerator.as_ref(), serial, report)?;
+    let server = match &args.control {
+        Some(path) => {
+            let owner = Owner {
+                name: name.to_owned(),
+                network: args.network.clone(),
+            };
+            Some(Host::serve_run(path, &machine, owner)?)
+        }
+        None => None,
+    };
     // All that is needed from here on is open.
     favo_thread::confine(ThreadKind::Main);
-    Ok(machine)
+    Ok((machine, server))
 }
 
 /// How a machine left to itself came to its end.

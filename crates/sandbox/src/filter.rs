@@ -8,7 +8,7 @@ use seccompiler::{
 };
 
 use crate::SandboxError;
-use crate::table::{Action, Condition, Rule, Test, rules};
+use crate::table::{Action, Condition, FORBIDDEN, Rule, Test, rules};
 use favo_thread::ThreadKind;
 
 /// The programs of each kind of thread, to be applied in order. The kernel
@@ -22,7 +22,13 @@ impl Filters {
     pub(crate) fn compile() -> Result<Self, SandboxError> {
         let programs = ThreadKind::ALL
             .into_iter()
-            .map(|kind| Ok((kind, compile(&rules(kind))?)))
+            .map(|kind| {
+                let rules = match kind {
+                    ThreadKind::Control => FORBIDDEN.to_vec(),
+                    kind => rules(kind),
+                };
+                Ok((kind, compile(&rules)?))
+            })
             .collect::<Result<_, seccompiler::BackendError>>()
             .map_err(|error| SandboxError::new("compiling the system call filters", error))?;
         Ok(Self { programs })
@@ -50,11 +56,17 @@ fn compile(rules: &[Rule]) -> Result<Vec<BpfProgram>, seccompiler::BackendError>
         let action = SeccompAction::Errno(errno.into());
         programs.push(program(rules, SeccompAction::Allow, action)?);
     }
-    programs.push(program(
-        rules.iter().collect(),
-        SeccompAction::Trap,
-        SeccompAction::Allow,
-    )?);
+    // A kind has either a list of what is allowed or one of what is not.
+    let forbidden: Vec<&Rule> = rules
+        .iter()
+        .filter(|rule| rule.action == Action::Forbid)
+        .collect();
+    programs.push(if forbidden.is_empty() {
+        let allowed = rules.iter().collect();
+        program(allowed, SeccompAction::Trap, SeccompAction::Allow)?
+    } else {
+        program(forbidden, SeccompAction::Allow, SeccompAction::Trap)?
+    });
     Ok(programs)
 }
 
@@ -81,8 +93,10 @@ fn program(
 fn condition(condition: &Condition) -> Result<SeccompCondition, seccompiler::BackendError> {
     let (operator, value) = match condition.test {
         Test::Is(value) => (SeccompCmpOp::Eq, value),
+        Test::Not(value) => (SeccompCmpOp::Ne, value),
         Test::Bits { mask, value } => (SeccompCmpOp::MaskedEq(mask.into()), value),
         Test::OwnProcess => (SeccompCmpOp::Eq, std::process::id()),
+        Test::OtherProcess => (SeccompCmpOp::Ne, std::process::id()),
     };
     SeccompCondition::new(
         condition.argument,

@@ -32,7 +32,10 @@
 //! Threads share their memory. Who can write all of it from one thread can
 //! have the others act, too: the process' border is the union of the lists and
 //! the other layers. So no list has what opens a file to write, runs a
-//! program, or reaches another process.
+//! program, or reaches another process. A machine with a control socket has
+//! threads that write files where its owner says: then files are inside the
+//! border, and programs, processes, networks and new code still outside
+//! ([`table::FORBIDDEN`]).
 //!
 //! **Not taken.** A user, mount or PID namespace: the first must be entered
 //! while there is one thread, before disks and published ports are opened with
@@ -95,6 +98,8 @@ impl SandboxError {
 
 /// The sandbox of this process.
 struct Plan {
+    /// Guests ping through raw sockets, which are a capability.
+    raw_echo: bool,
     files: files::Files,
     filters: filter::Filters,
 }
@@ -112,6 +117,7 @@ pub fn prepare(policy: &Policy) -> Result<(), SandboxError> {
     rustix::thread::set_no_new_privs(true)
         .map_err(|error| SandboxError::new("giving up new privileges", error))?;
     let plan = Plan {
+        raw_echo: !privileges::has_ping_sockets(),
         files: files::Files::new(policy)?,
         filters: filter::Filters::compile()?,
     };
@@ -132,8 +138,14 @@ pub fn prepare(policy: &Policy) -> Result<(), SandboxError> {
 impl Plan {
     /// Confines the calling thread.
     fn apply(&self, kind: ThreadKind) -> Result<(), SandboxError> {
-        self.files.restrict_thread()?;
-        privileges::drop_capabilities()?;
+        // The owner says where snapshots go.
+        if kind != ThreadKind::Control {
+            self.files.restrict_thread()?;
+        }
+        match kind {
+            ThreadKind::Network if self.raw_echo => privileges::keep_raw_sockets()?,
+            _ => privileges::drop_capabilities()?,
+        }
         self.filters.apply(kind)
     }
 }

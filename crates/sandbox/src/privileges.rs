@@ -2,6 +2,7 @@
 //! capabilities.
 
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketType};
 use rustix::process::{
     DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
 };
@@ -30,8 +31,27 @@ pub(crate) fn limit_process() -> Result<(), SandboxError> {
         .map_err(|error| SandboxError::new("hiding memory from debuggers", error))
 }
 
+/// Whether the host gives this user sockets for echo requests, which need no
+/// capability (`net.ipv4.ping_group_range`).
+pub(crate) fn has_ping_sockets() -> bool {
+    let protocol = Some(rustix::net::ipproto::ICMP);
+    rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, protocol).is_ok()
+}
+
 /// Gives up every capability of the calling thread, for good.
 pub(crate) fn drop_capabilities() -> Result<(), SandboxError> {
+    limit_capabilities(CapabilitySet::empty())
+}
+
+/// The same, but for the one that raw sockets need, if the caller has it. What
+/// kinds there may be of them is up to the filter.
+pub(crate) fn keep_raw_sockets() -> Result<(), SandboxError> {
+    let own = rustix::thread::capabilities(None)
+        .map_err(|error| SandboxError::new("reading capabilities", error))?;
+    limit_capabilities(own.permitted & CapabilitySet::NET_RAW)
+}
+
+fn limit_capabilities(kept: CapabilitySet) -> Result<(), SandboxError> {
     let failed = |error| SandboxError::new("giving up capabilities", error);
     match rustix::thread::clear_ambient_capability_set() {
         // Linux before 4.3 has none.
@@ -50,13 +70,12 @@ pub(crate) fn drop_capabilities() -> Result<(), SandboxError> {
             Err(error) => return Err(failed(error)),
         }
     }
-    let none = CapabilitySet::empty();
     set_capabilities(
         None,
         CapabilitySets {
-            effective: none,
-            permitted: none,
-            inheritable: none,
+            effective: kept,
+            permitted: kept,
+            inheritable: CapabilitySet::empty(),
         },
     )
     .map_err(failed)

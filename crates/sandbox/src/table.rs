@@ -8,6 +8,7 @@
 //! To add a rule: run into its refusal, which names thread and call, and add
 //! it to the list of that kind with the narrowest conditions.
 
+mod control;
 mod device;
 mod machine;
 mod network;
@@ -24,6 +25,8 @@ pub enum Action {
     Allow,
     /// The caller gets this error, and goes on: its library has another way.
     Refuse(u16),
+    /// It ends the process: for a thread that may do all else.
+    Forbid,
 }
 
 /// What an argument must be.
@@ -38,8 +41,12 @@ pub enum Test {
         /// What they must be.
         value: u32,
     },
+    /// Anything else, in the low 32 bits.
+    Not(u32),
     /// This process' id.
     OwnProcess,
+    /// Any other.
+    OtherProcess,
 }
 
 /// A condition on one argument.
@@ -72,8 +79,10 @@ impl Rule {
                 let value = arguments[usize::from(condition.argument)] as u32;
                 match condition.test {
                     Test::Is(wanted) => value == wanted,
+                    Test::Not(wanted) => value != wanted,
                     Test::Bits { mask, value: bits } => value & mask == bits,
                     Test::OwnProcess => value == process,
+                    Test::OtherProcess => value != process,
                 }
             })
     }
@@ -107,6 +116,19 @@ const fn refuse(call: Sysno, errno: i32) -> Rule {
     }
 }
 
+const fn forbid(call: Sysno) -> Rule {
+    forbid_when(call, &[])
+}
+
+const fn forbid_when(call: Sysno, when: &'static [Condition]) -> Rule {
+    Rule {
+        call,
+        when,
+        action: Action::Forbid,
+        rare: None,
+    }
+}
+
 const fn is(argument: u8, value: i32) -> Condition {
     is_u32(argument, value as u32)
 }
@@ -115,6 +137,13 @@ const fn is_u32(argument: u8, value: u32) -> Condition {
     Condition {
         argument,
         test: Test::Is(value),
+    }
+}
+
+const fn not(argument: u8, value: i32) -> Condition {
+    Condition {
+        argument,
+        test: Test::Not(value as u32),
     }
 }
 
@@ -140,6 +169,13 @@ const fn own_process(argument: u8) -> Condition {
     }
 }
 
+const fn other_process(argument: u8) -> Condition {
+    Condition {
+        argument,
+        test: Test::OtherProcess,
+    }
+}
+
 /// A call's name, for messages.
 pub fn name(call: u64) -> &'static str {
     Sysno::new(call as usize).map_or("unknown", |call| call.name())
@@ -161,8 +197,12 @@ pub const fn own(kind: ThreadKind) -> &'static [Rule] {
         ThreadKind::Device => device::DEVICE,
         ThreadKind::Disk => device::DISK,
         ThreadKind::Network => network::NETWORK,
+        ThreadKind::Control => &[],
     }
 }
+
+/// What a thread of [`ThreadKind::Control`] may not call; all else it may.
+pub const FORBIDDEN: &[Rule] = control::FORBIDDEN;
 
 /// All that a kind of thread may call. The launcher may do what those may that
 /// it starts: the kernel asks its filters for them, too.

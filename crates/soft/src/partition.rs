@@ -192,6 +192,11 @@ impl Shared {
         }
     }
 
+    /// How many processors the machine has.
+    pub(crate) fn processors(&self) -> usize {
+        self.mailboxes.len()
+    }
+
     pub(crate) fn mailbox(&self, id: u32) -> &Mailbox {
         &self.mailboxes[id as usize]
     }

@@ -7,8 +7,8 @@ use favo_accel::state::{
     VcpuState,
 };
 
-use crate::cpu::{Cpu, Segment, cr0, cr4, efer, rflags};
-use crate::segment::is_canonical;
+use crate::cpu::{Cpu, Segment, cr0, rflags};
+use crate::native::MXCSR_VALID;
 use crate::system::Limits;
 
 fn invalid(reason: impl Into<String>) -> AccelError {
@@ -49,92 +49,37 @@ impl From<Segment> for CanonicalSegment {
     }
 }
 
-/// Refuses a state no processor with this CPUID can be in.
+/// Refuses a state no processor can be in, or none with this CPUID.
 pub(crate) fn check(state: &VcpuState, cpuid: &CpuidTable) -> Result<(), AccelError> {
+    state.validate()?;
     let limits = Limits::from_cpuid(cpuid);
-    if state.version != VcpuState::VERSION {
-        return Err(invalid(format!(
-            "it has version {}, and this favo reads version {}",
-            state.version,
-            VcpuState::VERSION
-        )));
-    }
     let ControlRegisters {
-        cr0,
         cr3,
         cr4,
         efer,
         xcr0,
         ..
     } = state.control;
-    let on = |register: u64, bit| register & bit != 0;
-    if cr0 >> 32 != 0 || on(cr0, cr0::PG) && !on(cr0, cr0::PE) {
-        return Err(invalid(format!("CR0 is {cr0:#x}")));
-    }
-    if cr4 & !limits.cr4 != 0 {
-        return Err(invalid(format!(
-            "CR4 is {cr4:#x}, of which this processor has {:#x}",
-            limits.cr4
-        )));
-    }
-    if efer & !limits.efer != 0 {
-        return Err(invalid(format!("EFER is {efer:#x}")));
-    }
-    let long = on(efer, efer::LMA);
-    if long != (on(efer, efer::LME) && on(cr0, cr0::PG)) || long && !on(cr4, cr4::PAE) {
-        return Err(invalid(format!(
-            "EFER {efer:#x}, CR0 {cr0:#x} and CR4 {cr4:#x} disagree"
-        )));
-    }
-    if cr3 >> limits.physical_bits != 0 {
-        return Err(invalid(format!("CR3 is {cr3:#x}")));
-    }
-    if xcr0 & !limits.xcr0 != 0 || xcr0 & 1 == 0 || xcr0 & 6 == 4 {
-        return Err(invalid(format!(
-            "XCR0 is {xcr0:#x}, of which this processor has {:#x}",
-            limits.xcr0
-        )));
+    let apic_base = state.msrs.apic_base;
+    let physical = !0 >> (64 - limits.physical_bits);
+    for (name, value, allowed) in [
+        ("CR3", cr3, physical),
+        ("CR4", cr4, limits.cr4),
+        ("EFER", efer, limits.efer),
+        ("XCR0", xcr0, limits.xcr0),
+        ("IA32_APIC_BASE", apic_base, physical),
+        ("MXCSR", state.fpu.mxcsr.into(), MXCSR_VALID.into()),
+    ] {
+        if value & !allowed != 0 {
+            return Err(invalid(format!(
+                "{name} is {value:#x}, of which this processor has {allowed:#x}"
+            )));
+        }
     }
     if state.general.rflags & rflags::VM != 0 {
         return Err(invalid(
             "virtual-8086 mode is on, which this engine does not have",
         ));
-    }
-    if long && !is_canonical(state.general.rip) {
-        return Err(invalid(format!("RIP is {:#x}", state.general.rip)));
-    }
-    if state.general.rflags & rflags::FIXED == 0 {
-        return Err(invalid(format!(
-            "RFLAGS is {:#x}; bit 1 is always set",
-            state.general.rflags
-        )));
-    }
-    let msrs = &state.msrs;
-    for (name, address) in [
-        ("LSTAR", msrs.lstar),
-        ("CSTAR", msrs.cstar),
-        ("SYSENTER_ESP", msrs.sysenter_esp),
-        ("SYSENTER_EIP", msrs.sysenter_eip),
-        ("KERNEL_GS_BASE", msrs.kernel_gs_base),
-    ] {
-        if !is_canonical(address) {
-            return Err(invalid(format!(
-                "{name} is {address:#x}, which is not canonical"
-            )));
-        }
-    }
-    if msrs.apic_base >> limits.physical_bits != 0 {
-        return Err(invalid(format!("IA32_APIC_BASE is {:#x}", msrs.apic_base)));
-    }
-    if state.fpu.mxcsr & !crate::native::MXCSR_VALID != 0 {
-        return Err(invalid(format!("MXCSR is {:#x}", state.fpu.mxcsr)));
-    }
-    if state
-        .events
-        .exception
-        .is_some_and(|exception| exception.vector > 31)
-    {
-        return Err(invalid("the pending exception has a vector above 31"));
     }
     Ok(())
 }

@@ -22,6 +22,7 @@ mod emit;
 mod encoding;
 mod flow;
 mod form;
+mod hot;
 mod machine;
 mod numbered;
 mod perf_map;
@@ -33,10 +34,11 @@ use std::rc::Rc;
 
 use flow::Undo;
 pub(crate) use form::flags as flags_of;
+use hot::NO_UNDO;
+pub(crate) use hot::{Hot, initial};
 pub(crate) use machine::JUMP_MASK;
 use machine::{Machine, OFFSETS, Unit, empty_key, jump_index};
-use thunk::NO_UNDO;
-pub(crate) use thunk::{Hot, Return, initial};
+pub(crate) use thunk::Return;
 
 use crate::cache::Block;
 use crate::cpu::{CodeSize, Cpu, cr0, cr4};

@@ -43,11 +43,13 @@ pub enum ThreadKind {
     Disk,
     /// Runs a network's plane and its sockets.
     Network,
+    /// Serves the control socket: does for its owner what the others can't.
+    Control,
 }
 
 impl ThreadKind {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Main,
         Self::Signals,
         Self::Launcher,
@@ -58,6 +60,7 @@ impl ThreadKind {
         Self::Device,
         Self::Disk,
         Self::Network,
+        Self::Control,
     ];
 
     /// Its name in messages.
@@ -73,6 +76,7 @@ impl ThreadKind {
             Self::Device => "device",
             Self::Disk => "disk",
             Self::Network => "network",
+            Self::Control => "control",
         }
     }
 }
@@ -119,6 +123,13 @@ pub fn spawn<T: Send + 'static>(
     body: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
     let builder = Builder::new().name(name.into());
+    // Confined as its maker is: twice is once.
+    if (current(), kind) == (Some(ThreadKind::Control), ThreadKind::Control) {
+        return builder.spawn(move || {
+            KIND.set(Some(kind));
+            body()
+        });
+    }
     on_launcher(move || {
         builder.spawn(move || {
             confine(kind);

@@ -150,14 +150,18 @@ fn power_button(code: &mut Vec<u8>) {
 }
 
 /// Where the machine's generation is, and who is told when it changes
-/// (Microsoft, Virtual Machine Generation ID). Linux knows it by either id.
+/// (Microsoft, Virtual Machine Generation ID). Drivers know it by its
+/// compatible ids: Windows by the first, Linux by the others.
 fn generation(code: &mut Vec<u8>) {
     let address = platform::GENERATION_ID.0;
     Device::new(
         Path::new("VGEN"),
         vec![
-            &Name::new(Path::new("_HID"), &"VMGENCTR"),
-            &Name::new(Path::new("_CID"), &"VM_Gen_Counter"),
+            &Name::new(Path::new("_HID"), &"FAVO0001"),
+            &Name::new(
+                Path::new("_CID"),
+                &Package::new(vec![&"VM_Gen_Counter", &"VM_GEN_COUNTER", &"VMGENCTR"]),
+            ),
             &Name::new(Path::new("_DDN"), &"VM_Gen_Counter"),
             &Name::new(Path::new("_UID"), &ZERO),
             &Name::new(Path::new("_STA"), &STATUS_PRESENT),

@@ -32,7 +32,7 @@ use crate::Failure;
 /// The network's name, from which its addresses follow.
 const NAME: &str = "user";
 /// Where shared networks are in the state directory.
-const NETWORKS: &str = "networks";
+pub(super) const NETWORKS: &str = "networks";
 const PORT: PortId = PortId(1);
 /// The card's address. Nobody else is on the network, so all may have the
 /// same, and a disk that is kept meets the same card again.

@@ -6,6 +6,9 @@ use super::machine::kvm;
 use super::program::CONNECTED;
 use super::{Rule, allow, allow_when, is, is_u32};
 
+/// A hole, in a file that keeps its length.
+const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+
 /// A virtio device's thread.
 pub const DEVICE: &[Rule] = &[
     // Queues and whatever else is waited for.
@@ -20,6 +23,8 @@ pub const DEVICE: &[Rule] = &[
     allow(Sysno::sendmsg),
     allow_when(Sysno::sendto, &CONNECTED),
     allow(Sysno::shutdown),
+    // What the guest gives back of memory that clones may share.
+    allow_when(Sysno::fallocate, &[is(1, PUNCH)]),
     // Interrupts on KVM.
     allow_when(Sysno::ioctl, &[is_u32(1, kvm::SIGNAL_MSI)])
         .rarely("a device on KVM, whose guests are too slow for the tests without hardware"),

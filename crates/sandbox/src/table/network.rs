@@ -3,7 +3,7 @@
 use libc::{
     AF_INET, AF_INET6, IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_TCP, O_ACCMODE, O_CREAT, O_RDONLY,
     SO_ERROR, SO_KEEPALIVE, SO_LINGER, SO_SNDBUF, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK,
-    SOCK_STREAM, SOL_SOCKET, TCP_NODELAY,
+    SOCK_RAW, SOCK_STREAM, SOL_SOCKET, TCP_NODELAY,
 };
 use syscalls::Sysno;
 
@@ -14,6 +14,8 @@ const fn socket(family: i32, kind: i32, protocol: i32) -> [Condition; 3] {
     let flags = SOCK_CLOEXEC | SOCK_NONBLOCK;
     [is(0, family), bits_are(1, !flags, kind), is(2, protocol)]
 }
+
+const RAW_ECHO: &str = "a host that gives no sockets for echoes, whose caller may have raw ones";
 
 /// A network's plane.
 pub const NETWORK: &[Rule] = &[
@@ -29,6 +31,9 @@ pub const NETWORK: &[Rule] = &[
     allow_when(Sysno::socket, &socket(AF_INET6, SOCK_DGRAM, 0))
         .rarely("datagrams over IPv6, which the tests' guest has no tool for"),
     allow_when(Sysno::socket, &socket(AF_INET6, SOCK_DGRAM, IPPROTO_ICMPV6)),
+    // Where the host gives this user no sockets for echoes, but is root.
+    allow_when(Sysno::socket, &socket(AF_INET, SOCK_RAW, IPPROTO_ICMP)).rarely(RAW_ECHO),
+    allow_when(Sysno::socket, &socket(AF_INET6, SOCK_RAW, IPPROTO_ICMPV6)).rarely(RAW_ECHO),
     allow(Sysno::bind),
     allow(Sysno::connect),
     allow(Sysno::accept4),

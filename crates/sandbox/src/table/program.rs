@@ -76,6 +76,8 @@ pub const MAIN: &[Rule] = &[
     allow(Sysno::fsync),
     allow_when(Sysno::tgkill, &[own_process(0)]).rarely("KVM, where the host has it"),
     allow_when(Sysno::setsockopt, &[is(1, SOL_SOCKET), is(2, SO_RCVTIMEO)]),
+    // Connections to the control socket, at the end.
+    allow(Sysno::shutdown),
     // The terminal: its size, and raw mode.
     allow_when(Sysno::ioctl, &[is_u32(1, libc::TIOCGWINSZ as u32)]),
     allow_when(Sysno::ioctl, &[is_u32(1, TCGETS2)]),

@@ -145,14 +145,15 @@ impl Native {
             }
         };
         let slots = [slot(0), slot(1), slot(2), slot(3)];
+        let [first, second, third, fourth] = slots;
+        // The stub keeps the ABI: it changes only call-clobbered registers and
+        // leaves x87 empty. No exception can arise: SIMD exceptions are masked,
+        // x87 ones are deferred to a waiting instruction and FNINIT discards
+        // them, and the host has the instruction.
+        //
         // SAFETY: each slot points at a register of the kind the stub expects;
-        // the caller vouches for `memory`. The stub keeps the ABI: it changes
-        // only call-clobbered registers and leaves x87 empty. No exception can
-        // arise: SIMD exceptions are masked, x87 ones are deferred to a
-        // waiting instruction and FNINIT discards them, and the host has the
-        // instruction.
-        let flags =
-            unsafe { (self.form.entry)(slots[0], slots[1], slots[2], slots[3], memory, state) };
+        // the caller vouches for `memory`.
+        let flags = unsafe { (self.form.entry)(first, second, third, fourth, memory, state) };
         if self.form.shape.mmx() {
             self.finish_mmx(state);
         }

@@ -9,7 +9,7 @@
 
 use super::assembler::Opcode;
 use super::assembler::{Rm, Vex, absolute, at, condition, host, narrow, wide};
-use super::emit::{Checked, Cold, EdgeRequest, Emitter};
+use super::emit::{Cold, EdgeRequest, Emitter};
 use super::form::{Form, Memory, PushOf};
 use crate::mmu::Line;
 
@@ -551,13 +551,12 @@ impl Emitter<'_> {
             places.take_flags_back(&mut self.a);
         }
         let request = &mut self.edges[(edge - self.first_edge) as usize];
-        self.a.bytes.push(0xe9);
-        self.a.raw(&[0; 4]);
+        // Until it is linked, the jump goes to the stub right behind it.
+        let stub = self.a.label();
+        self.a.jump_to(stub);
         request.site = self.a.here() - 4;
+        self.a.bind(stub);
         request.stub = self.a.here();
-        let stub_distance = 0u32;
-        let at_site = self.a.bytes.len() - 4;
-        self.a.bytes[at_site..].copy_from_slice(&stub_distance.to_le_bytes());
         self.a.set32(host::R11, request.offset);
         self.a.set32(host::R10, edge);
         self.a.jump(self.context.thunks.edge);
@@ -571,9 +570,3 @@ pub(super) const WINDOW_LIMIT: i32 = 4096 - WINDOW_SPAN;
 pub(super) const WINDOW_SPAN: i32 = 256;
 
 const _: () = assert!(WINDOW_LIMIT > 0);
-
-/// Kept for the reader: a window's place is R9 + R10 and a displacement.
-#[allow(dead_code)]
-const fn window_place(displacement: i32) -> Checked {
-    Checked::Window(displacement)
-}

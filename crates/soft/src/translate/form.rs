@@ -1,13 +1,17 @@
 //! How an instruction is translated.
 
+mod flags;
+mod x87;
+
+pub(crate) use flags::flags;
+pub(super) use x87::touches_x87;
+
 use iced_x86::{
     ConditionCode, FlowControl, Instruction, Mnemonic, OpCodeOperandKind, OpKind, Register,
-    RflagsBits,
 };
 
 use super::encoding::Encoding;
-use crate::cpu::rflags::ARITHMETIC;
-use crate::exec::x87::opcode as x87_opcode;
+use crate::exec::x87::opcode;
 use crate::exec::{system, vector_special};
 use crate::native::{self, MemoryAccess, Unit};
 use crate::operation::Operation;
@@ -120,73 +124,6 @@ pub(super) enum PushOf {
     Register(u8),
     Constant(i32),
     Memory,
-}
-
-/// The arithmetic flags an instruction reads, and those it certainly writes.
-pub(crate) fn flags(instruction: &Instruction) -> (u16, u16) {
-    const ALL: u16 = ARITHMETIC as u16;
-    match instruction.flow_control() {
-        FlowControl::Next
-        | FlowControl::ConditionalBranch
-        | FlowControl::UnconditionalBranch
-        | FlowControl::IndirectBranch
-        | FlowControl::Return
-        | FlowControl::Call
-        | FlowControl::IndirectCall => {}
-        // Whatever handles it may see them.
-        _ => return (ALL, 0),
-    }
-    let mut read = places(instruction.rflags_read());
-    let modified = places(instruction.rflags_modified());
-    use Mnemonic::*;
-    let written = match instruction.mnemonic() {
-        // A count of zero writes none.
-        Shl | Shr | Sar | Sal | Rol | Ror | Rcl | Rcr | Shld | Shrd => {
-            let last = instruction.op_count() - 1;
-            let wide = instruction.op_count() > 0
-                && (instruction.op0_register().is_gpr64()
-                    || instruction.op0_kind() == OpKind::Memory
-                        && instruction.memory_size().size() == 8);
-            let mask = if wide { 63 } else { 31 };
-            let counted = instruction.op_kind(last) == OpKind::Immediate8
-                && instruction.immediate8() & mask != 0;
-            if counted {
-                modified
-            } else {
-                // Then they pass through.
-                read |= modified;
-                0
-            }
-        }
-        _ if is_repeated(instruction) => {
-            read |= modified;
-            0
-        }
-        // What is undefined is what the host makes of it.
-        _ => modified,
-    };
-    (read, written)
-}
-
-fn is_repeated(instruction: &Instruction) -> bool {
-    instruction.is_string_instruction()
-        && (instruction.has_rep_prefix() || instruction.has_repne_prefix())
-}
-
-/// iced's flag bits at their places in RFLAGS.
-fn places(bits: u32) -> u16 {
-    use crate::cpu::rflags::{AF, CF, OF, PF, SF, ZF};
-    [
-        (RflagsBits::CF, CF),
-        (RflagsBits::PF, PF),
-        (RflagsBits::AF, AF),
-        (RflagsBits::ZF, ZF),
-        (RflagsBits::SF, SF),
-        (RflagsBits::OF, OF),
-    ]
-    .iter()
-    .filter(|(bit, _)| bits & bit != 0)
-    .fold(0, |all, (_, place)| all | *place as u16)
 }
 
 /// How to translate an instruction whose bytes and operation are given.
@@ -489,14 +426,14 @@ fn vector<'a>(instruction: &Instruction, bytes: &'a [u8]) -> Form<'a> {
     if vector_special::prepare(instruction, &mut unused).is_some() {
         return Form::Interpret;
     }
-    if let Some(form) = x87_control(instruction, bytes) {
+    if let Some(form) = x87::control(instruction, bytes) {
         return form;
     }
     let Some(native) = native::lookup(instruction) else {
         return Form::Interpret;
     };
     if native.form.unit == Unit::X87 {
-        return x87(bytes, native.form, Some(x87_opcode(bytes) & 0x7ff));
+        return x87::plain(bytes, native.form, Some(opcode(bytes) & 0x7ff));
     }
     if !matches!(native.form.unit, Unit::Sse | Unit::Avx) {
         return Form::Interpret;
@@ -510,82 +447,6 @@ fn vector<'a>(instruction: &Instruction, bytes: &'a [u8]) -> Form<'a> {
         }),
     };
     copy(instruction, bytes, memory, true)
-}
-
-/// x87 control instructions that can be copied; None if it is none of them.
-fn x87_control<'a>(instruction: &Instruction, bytes: &'a [u8]) -> Option<Form<'a>> {
-    use Mnemonic::*;
-    let store = |size| Form::X87 {
-        encoding: Encoding::of(bytes),
-        memory: Some(Memory {
-            size,
-            write: true,
-            alignment: 1,
-        }),
-        noted: None,
-    };
-    let plain = |noted| Form::X87 {
-        encoding: None,
-        memory: None,
-        noted,
-    };
-    Some(match instruction.mnemonic() {
-        Fnstcw => store(2),
-        Fnstsw if instruction.op0_kind() == OpKind::Memory => store(2),
-        // No exception is pending while all of them are masked, and that is
-        // looked at when the registers are loaded.
-        Fnstsw | Fnclex | Wait => plain(None),
-        Fnop => plain(Some(x87_opcode(bytes) & 0x7ff)),
-        Fldcw | Fninit | Fneni | Fndisi | Fnsetpm | Fnstenv | Fldenv | Fnsave | Frstor => {
-            Form::Interpret
-        }
-        _ => return None,
-    })
-}
-
-fn x87<'a>(bytes: &'a [u8], form: &native::Form, noted: Option<u16>) -> Form<'a> {
-    let memory = match form.access {
-        MemoryAccess::None => None,
-        access => Some(Memory {
-            size: form.size.into(),
-            write: access == MemoryAccess::Write,
-            alignment: 1,
-        }),
-    };
-    let encoding = memory.and_then(|_| Encoding::of(bytes));
-    if memory.is_some() && encoding.is_none() {
-        return Form::Interpret;
-    }
-    Form::X87 {
-        encoding,
-        memory,
-        noted,
-    }
-}
-
-/// Whether the interpreter needs the x87 registers for an instruction.
-pub(super) fn touches_x87(instruction: &Instruction) -> bool {
-    use iced_x86::CpuidFeature as F;
-    instruction.is_invalid()
-        || instruction.cpuid_features().iter().any(|feature| {
-            matches!(
-                feature,
-                F::FPU
-                    | F::FPU287
-                    | F::FPU387
-                    | F::MMX
-                    | F::FXSR
-                    | F::XSAVE
-                    | F::XSAVEC
-                    | F::XSAVEOPT
-                    | F::XSAVES
-                    | F::D3NOW
-                    | F::D3NOWEXT
-            )
-        })
-        || (0..instruction.op_count()).any(|n| {
-            instruction.op_kind(n) == OpKind::Register && instruction.op_register(n).is_mm()
-        })
 }
 
 /// The form of an instruction with a ModRM byte.

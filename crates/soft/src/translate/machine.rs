@@ -13,10 +13,21 @@ use super::thunk::{self, Places, Thunks};
 use super::{VARIANTS, unit};
 use crate::cache::Block;
 use crate::cpu::Cpu;
-use crate::low::{LowBox, address};
+use crate::low::{LARGE_PAGE, LowBox, address};
 
-/// Bytes of code a processor keeps.
-const CODE_BYTES: usize = 128 << 20;
+/// Bytes of code a processor keeps at most.
+const MOST_CODE: usize = 128 << 20;
+/// Bytes of code that all processors of a machine keep: Linux has only a
+/// gibibyte of addresses for programs that want low ones.
+const MACHINE_CODE: usize = 192 << 20;
+
+/// Bytes of code that each of so many processors keeps, in large pages.
+fn code_bytes(processors: usize) -> usize {
+    // Tests run in many threads of one process.
+    let whole = if cfg!(test) { 16 << 20 } else { MACHINE_CODE };
+    let each = (whole / processors.max(1)).min(MOST_CODE);
+    each.max(LARGE_PAGE * 2) / LARGE_PAGE * LARGE_PAGE
+}
 /// Bits of a linear address that make an index in the jump table: nine of the
 /// offset in the page (functions begin at multiples of 16, and two calls
 /// hardly ever return to the same eight bytes), seven of the page.
@@ -109,7 +120,7 @@ pub(super) fn empty_key(index: usize) -> u64 {
 
 impl Machine {
     pub(super) fn new(cpu: &Cpu) -> std::io::Result<Self> {
-        let mut code = CodeMemory::new(CODE_BYTES)?;
+        let mut code = CodeMemory::new(code_bytes(cpu.shared.processors()))?;
         let places = Places::of(cpu);
         let mut assembler = Assembler::new(code.next());
         let thunks = thunk::write(&mut assembler, &places);

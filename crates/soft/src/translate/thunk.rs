@@ -4,7 +4,7 @@
 //! R10 and R11 in memory, because R10 and R11 are what translated code
 //! computes with; all others in the register of the same name. The arithmetic
 //! flags are the host's. The host's stack stays the host's. Vector registers
-//! are loaded when a block first needs them ([`Hot::vectors`] says whether
+//! are loaded when a block first needs them ([`Hot`] says whether
 //! they are) and saved before Rust runs, which may use them.
 //!
 //! A thunk is entered by a jump or a call from translated code and saves what
@@ -13,49 +13,13 @@
 use favo_accel::state::InterruptShadow;
 
 use super::assembler::{Assembler, Opcode, Rm, absolute, at, condition, host, narrow, two, wide};
+use super::hot::{Hot, NO_UNDO};
 
 use crate::cpu::{Cpu, rflags};
 use crate::low;
-use crate::native::{EXCEPTION_FLAGS, MXCSR_DEFAULT, MXCSR_MASKS};
+use crate::native::{EXCEPTION_FLAGS, MXCSR_MASKS};
 use crate::operation::{Operation, prefix};
 use crate::trap::Trap;
-
-/// What translated code and Rust tell each other, beside the registers.
-#[derive(Debug, Default)]
-#[repr(C)]
-pub(crate) struct Hot {
-    /// Where `enter` goes.
-    pub entry: u64,
-    /// The linear page of the running code.
-    pub page: u64,
-    /// RAX, while flags are moved.
-    spill: u64,
-    /// RCX, while a jump is looked up.
-    spill_count: u64,
-    /// The target of a call, while its return address is pushed.
-    target: u64,
-    /// The arithmetic flags as LAHF and SETO leave them in AX.
-    flags: u64,
-    /// Flags put aside inside a block, in the same form.
-    aside: u64,
-    /// The window into the stack: host address less linear address.
-    window: u64,
-    /// The linear page the window shows.
-    window_tag: u64,
-    /// Offsets in the page below this may begin a window; 0 if there is none.
-    pub window_limit: u64,
-    /// Which edge was left by.
-    pub edge: u32,
-    /// What an indirect jump did before its target was found: see
-    /// [`super::flow::Undo`].
-    pub undo: u32,
-    /// Vector registers are in the host's.
-    vectors: u32,
-    /// So are the x87 registers.
-    x87: u32,
-    /// MXCSR for Rust.
-    mxcsr: u32,
-}
 
 /// Why translated code came back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -367,45 +331,13 @@ pub(super) fn write(a: &mut Assembler, places: &Places) -> Thunks {
 
     thunks.load_vectors = a.here();
     a.op(narrow(0x8b), host::R10, absolute(places.mxcsr), &[]);
-    // NOT R10D; TEST R10D, masks.
-    places.save_flags(a, hot!(places, flags));
-    a.raw(&[0x41, 0xf7, 0xd2]);
-    a.op(
-        narrow(0xf7),
-        0,
-        Rm::Register(host::R10),
-        &MXCSR_MASKS.to_le_bytes(),
-    );
-    let unmasked = a.label();
-    a.jump_if(condition::NOT_EQUAL, unmasked);
-    a.call(load_vectors);
-    places.load_flags(a, hot!(places, flags));
-    a.raw(&[0xc3]);
-    a.bind(unmasked);
-    places.load_flags(a, hot!(places, flags));
-    a.lea(host::RSP, at(host::RSP, 8));
-    a.jump(thunks.must_interpret);
+    load_if_masked(a, places, MXCSR_MASKS, load_vectors, thunks.must_interpret);
 
     thunks.load_x87 = a.here();
-    places.save_flags(a, hot!(places, flags));
-    // MOVZX R10D, WORD [control word]; NOT R10D; TEST R10D, masks.
+    // MOVZX R10D, WORD [control word].
     a.op(two(0xb7), host::R10, absolute(places.x87), &[]);
-    a.raw(&[0x41, 0xf7, 0xd2]);
-    a.op(
-        narrow(0xf7),
-        0,
-        Rm::Register(host::R10),
-        &EXCEPTION_FLAGS.to_le_bytes(),
-    );
-    let unmasked = a.label();
-    a.jump_if(condition::NOT_EQUAL, unmasked);
-    a.call(load_x87);
-    places.load_flags(a, hot!(places, flags));
-    a.raw(&[0xc3]);
-    a.bind(unmasked);
-    places.load_flags(a, hot!(places, flags));
-    a.lea(host::RSP, at(host::RSP, 8));
-    a.jump(thunks.must_interpret);
+    let masks = EXCEPTION_FLAGS;
+    load_if_masked(a, places, masks, load_x87, thunks.must_interpret);
 
     let routines = Routines {
         leave,
@@ -420,6 +352,31 @@ pub(super) fn write(a: &mut Assembler, places: &Places) -> Thunks {
         }
     }
     thunks
+}
+
+/// Calls `load` and returns, if R10D, a control register, has all of `masks`
+/// set; drops the return address and has the operation interpreted if an
+/// exception may arise. Leaves the guest's flags as they are.
+fn load_if_masked(a: &mut Assembler, places: &Places, masks: u32, load: u32, interpret: u32) {
+    // MOV leaves the flags alone, so they are put aside only here.
+    places.save_flags(a, hot!(places, flags));
+    // NOT R10D; TEST R10D, masks.
+    a.raw(&[0x41, 0xf7, 0xd2]);
+    a.op(
+        narrow(0xf7),
+        0,
+        Rm::Register(host::R10),
+        &masks.to_le_bytes(),
+    );
+    let unmasked = a.label();
+    a.jump_if(condition::NOT_EQUAL, unmasked);
+    a.call(load);
+    places.load_flags(a, hot!(places, flags));
+    a.raw(&[0xc3]);
+    a.bind(unmasked);
+    places.load_flags(a, hot!(places, flags));
+    a.lea(host::RSP, at(host::RSP, 8));
+    a.jump(interpret);
 }
 
 /// Pieces of thunks.
@@ -579,42 +536,6 @@ fn interpret(
     a.set32(host::RAX, Return::Interpreted as u32);
     a.jump(routines.leave);
     start
-}
-
-/// For [`Hot::undo`]: unknown.
-pub(super) const NO_UNDO: u32 = u32::MAX;
-
-/// Nothing loaded, nothing known.
-pub(crate) const fn initial() -> Hot {
-    Hot {
-        entry: 0,
-        page: 0,
-        spill: 0,
-        spill_count: 0,
-        target: 0,
-        flags: 0,
-        aside: 0,
-        window: 0,
-        window_tag: 0,
-        window_limit: 0,
-        edge: 0,
-        undo: 0,
-        vectors: 0,
-        x87: 0,
-        mxcsr: MXCSR_DEFAULT,
-    }
-}
-
-impl Hot {
-    /// RFLAGS bits from LAHF and SETO.
-    pub(crate) fn arithmetic(&self) -> u64 {
-        self.flags >> 8 & 0xd5 | (self.flags & 1) << 11
-    }
-
-    /// The other way round.
-    pub(crate) fn set_arithmetic(&mut self, bits: u64) {
-        self.flags = (bits & 0xd5 | 2) << 8 | bits >> 11 & 1;
-    }
 }
 
 impl Cpu {
