@@ -2,6 +2,8 @@
 //! instructions.
 #![forbid(unsafe_code)]
 
+pub mod trace;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;

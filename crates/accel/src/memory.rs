@@ -27,6 +27,7 @@ use vm_memory::{
     Bytes, FileOffset, GuestMemoryBackend as _, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
 };
 
+pub use host::keep_pagemap;
 pub use layers::Layer;
 pub use pages::{PageTracker, RegionPages};
 

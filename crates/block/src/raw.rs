@@ -10,6 +10,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use favo_thread::on_launcher;
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, fdatasync, seek};
 use rustix::io::Errno;
 
@@ -247,7 +248,12 @@ impl Storage for Raw {
         if self.engine == IoEngine::Threads {
             return None;
         }
-        match UringQueue::new(self.file.clone(), self.file.info, depth) {
+        let file = self.file.clone();
+        let made = on_launcher(move || {
+            let info = file.info;
+            UringQueue::new(file, info, depth)
+        });
+        match made.and_then(|made| made) {
             Ok(queue) => Some(Ok(Box::new(queue))),
             Err(error) if self.engine == IoEngine::Uring => Some(Err(error)),
             Err(error) => {

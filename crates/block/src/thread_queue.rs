@@ -9,8 +9,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
+use favo_thread::{ThreadKind, spawn};
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::scatter::{Scatter, Source};
@@ -134,9 +135,7 @@ impl ThreadQueue {
 
     fn spawn(&mut self) -> io::Result<()> {
         let shared = self.shared.clone();
-        let thread = Builder::new()
-            .name("disk".into())
-            .spawn(move || shared.work())?;
+        let thread = spawn(ThreadKind::Disk, "disk", move || shared.work())?;
         self.threads.push(thread);
         Ok(())
     }

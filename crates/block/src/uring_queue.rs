@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use io_uring::{IoUring, Probe, opcode, squeue, types};
+use io_uring::{IoUring, Probe, opcode, register::Restriction, squeue, types};
 
 use crate::raw::{RawFile, ZERO_BYTES, is_unsupported, zero_modes};
 use crate::scatter::Scatter;
@@ -75,7 +75,10 @@ impl UringQueue {
     /// Fails where the kernel doesn't have io_uring, or not for us.
     pub fn new(file: Arc<RawFile>, info: BlockInfo, depth: u16) -> io::Result<Self> {
         let entries = u32::from(depth.clamp(1, MOST_ENTRIES)).next_power_of_two();
-        let ring = IoUring::builder().dontfork().build(entries)?;
+        let ring = IoUring::builder()
+            .dontfork()
+            .setup_r_disabled()
+            .build(entries)?;
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe)?;
         let needed = [
@@ -88,11 +91,16 @@ impl UringQueue {
         if !needed.into_iter().all(|code| probe.is_supported(code)) {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
-                "this kernel's io_uring lacks operations (Linux 5.6 has them)",
+                "this kernel's io_uring lacks operations (Linux 5.10 has them)",
             ));
         }
         let event = event()?;
         ring.submitter().register_eventfd(event.as_raw_fd())?;
+        // What a ring does no system call filter sees: from here on it does
+        // these and nothing else.
+        let mut only = needed.map(Restriction::sqe_op);
+        ring.submitter().register_restrictions(&mut only)?;
+        ring.submitter().register_enable_rings()?;
         let most_in_flight = ring.params().cq_entries() as usize;
         Ok(Self {
             file,

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use favo_sandbox::survey::{Layer, survey};
 use favo_types::ByteCount;
 use favo_vmm::engine::{self, EngineSurvey};
 use favo_vmm::machine::host_memory;
@@ -36,6 +37,7 @@ struct Report {
     kvm_device: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     state_directory: Option<PathBuf>,
+    sandbox: Vec<Layer>,
     tools: Vec<Tool>,
 }
 
@@ -56,6 +58,7 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
         memory: host_memory(),
         kvm_device: kvm_device(),
         state_directory: favo_image::state_directory().ok(),
+        sandbox: survey(),
         tools: TOOLS
             .into_iter()
             .map(|(name, package)| Tool {
@@ -76,7 +79,7 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
 }
 
 fn print(report: &Report) {
-    let line = |name: &str, text: String| output::print_line(&format!("{name:<16}{text}"));
+    let line = |name: &str, text: String| output::print_line(&format!("{name:<19}{text}"));
     let EngineSurvey {
         engine,
         reason,
@@ -105,6 +108,14 @@ fn print(report: &Report) {
             |path| path.display().to_string(),
         ),
     );
+    line("sandbox", String::new());
+    for layer in &report.sandbox {
+        let not = if layer.in_force { "" } else { "NOT IN FORCE: " };
+        line(
+            &format!("  {}", layer.layer),
+            format!("{not}{}", layer.detail),
+        );
+    }
     for tool in &report.tools {
         let text = match &tool.path {
             Some(path) => path.display().to_string(),

@@ -22,6 +22,9 @@ pub const RESET: u8 = 92;
 /// The machine was stopped from outside: the escape key.
 pub const STOPPED: u8 = 93;
 
+/// The sandbox refused what a thread of favo tried.
+pub const SANDBOX: u8 = favo_sandbox::violation::STATUS;
+
 /// What `favo run` returns for a machine that came to its end by itself.
 pub fn of_outcome(outcome: &Outcome) -> ExitCode {
     ExitCode::from(match outcome {

@@ -4,15 +4,18 @@ use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use favo_sandbox::violation;
+use favo_thread::{ThreadKind, spawn};
 use favo_vmm::outcome::Outcome;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH};
 
-use crate::terminal;
+use crate::{exit, terminal};
 
 /// How long stopping may take before the program simply ends. A machine has
 /// nothing outside its process but nameless files, so nothing stays behind.
@@ -29,9 +32,15 @@ pub enum Event {
     Agent(UnixStream),
 }
 
+enum Item {
+    Event(Event),
+    /// What the thread that takes events is to do, because no other may.
+    Task(Box<dyn FnOnce() + Send>),
+}
+
 /// Events in the order they happened.
 pub struct Mailbox {
-    events: Mutex<VecDeque<Event>>,
+    items: Mutex<VecDeque<Item>>,
     wake: UnixStream,
     woken: UnixStream,
 }
@@ -43,30 +52,46 @@ impl Mailbox {
         wake.set_nonblocking(true)?;
         woken.set_nonblocking(true)?;
         let mailbox = Arc::new(Self {
-            events: Mutex::default(),
+            items: Mutex::default(),
             wake,
             woken,
         });
         let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP, SIGWINCH])?;
         let receiver = mailbox.clone();
-        std::thread::Builder::new()
-            .name("signals".into())
-            .spawn(move || {
-                let mut interrupts = 0;
-                for signal in signals.forever() {
-                    interrupts += u32::from(signal == SIGINT);
-                    if matches!(signal, SIGTERM | SIGHUP) || interrupts == 2 {
-                        end_in_time(signal);
-                    }
-                    receiver.push(Event::Signal(signal));
+        spawn(ThreadKind::Signals, "signals", move || {
+            let mut interrupts = 0;
+            for signal in signals.forever() {
+                interrupts += u32::from(signal == SIGINT);
+                if matches!(signal, SIGTERM | SIGHUP) || interrupts == 2 {
+                    end_in_time(signal);
                 }
-            })?;
+                receiver.push(Event::Signal(signal));
+            }
+        })?;
+        violation::watch(mailbox.wake.try_clone()?.into(), terminal::restore);
         Ok(mailbox)
+    }
+
+    /// Has the thread that takes events do something, which is the main one,
+    /// and waits for the result; None if it is gone.
+    pub fn on_main<R: Send + 'static>(
+        &self,
+        function: impl FnOnce() -> R + Send + 'static,
+    ) -> Option<R> {
+        let (reply, result) = channel();
+        self.add(Item::Task(Box::new(move || {
+            let _ = reply.send(function());
+        })));
+        result.recv().ok()
     }
 
     /// Adds an event.
     pub fn push(&self, event: Event) {
-        self.lock().push_back(event);
+        self.add(Item::Event(event));
+    }
+
+    fn add(&self, item: Item) {
+        self.lock().push_back(item);
         // A full socket is readable, which is all it is for.
         let _ = (&self.wake).write(&[1]);
     }
@@ -75,12 +100,23 @@ impl Mailbox {
     pub fn take(&self) -> Option<Event> {
         let mut drained = [0; 64];
         while matches!((&self.woken).read(&mut drained), Ok(count) if count > 0) {}
-        let mut events = self.lock();
-        let event = events.pop_front();
-        if !events.is_empty() {
+        if violation::happened() {
+            terminal::restore();
+            std::process::exit(exit::SANDBOX.into());
+        }
+        let mut items = self.lock();
+        let item = items.pop_front();
+        if !items.is_empty() {
             let _ = (&self.wake).write(&[1]);
         }
-        event
+        drop(items);
+        match item? {
+            Item::Event(event) => Some(event),
+            Item::Task(task) => {
+                task();
+                None
+            }
+        }
     }
 
     /// The oldest event, waited for until `deadline`.
@@ -110,17 +146,20 @@ impl Mailbox {
         self.woken.as_fd()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Event>> {
-        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Item>> {
+        self.items.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Ends the program if it does not end by itself: something may block it, for
 /// instance a reader of its output that does not read.
 fn end_in_time(signal: i32) {
-    std::thread::spawn(move || {
+    let started = spawn(ThreadKind::Timer, "timer", move || {
         std::thread::sleep(PATIENCE);
         terminal::restore();
         std::process::exit(128 + signal);
     });
+    if let Err(error) = started {
+        tracing::warn!(%error, "nobody ends favo if the machine does not stop");
+    }
 }

@@ -7,6 +7,7 @@ mod guest;
 pub(crate) mod network;
 pub(crate) mod publish;
 mod rate;
+pub(crate) mod sandbox;
 mod stats;
 
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 
 use favo_accel::{EngineKind, MemoryBacking};
 use favo_image::ImageName;
+use favo_thread::ThreadKind;
 use favo_types::ByteCount;
 use favo_vmm::control::Server;
 use favo_vmm::engine::{self, Engine, EngineChoice};
@@ -37,6 +39,9 @@ use crate::{Failure, exit};
 /// byte, and the exit status tells how the machine ended: 0 powered off, 90
 /// kernel panic, 91 triple fault, 92 reset, 93 stopped with Ctrl-].
 ///
+/// The process of the machine is confined: 94 says that it tried what its
+/// sandbox refuses.
+///
 /// 125 is favo's own failure before a command could run; 128 + n, that signal
 /// n stopped it.
 #[derive(clap::Args)]
@@ -53,7 +58,7 @@ Examples:
 
 Exit status: the command's own (128 + n if signal n killed it), or 0 if the guest powered off,
 90 if its kernel panicked, 91 after a triple fault, 92 if it reset the machine, 93 after Ctrl-],
-125 if favo failed before the command could run.")]
+94 if the sandbox stopped it, 125 if favo failed before the command could run.")]
 pub struct Args {
     /// The image, like debian:12; see favo image list.
     #[arg(required_unless_present = "kernel", conflicts_with = "kernel")]
@@ -90,6 +95,9 @@ pub struct Args {
     /// Keep the disk under this name, and go on with it the next time.
     #[arg(long, value_name = "NAME", conflicts_with = "kernel")]
     keep: Option<ImageName>,
+    /// Whether the process of the machine is confined; see favo doctor.
+    #[arg(long, value_enum, default_value_t, value_name = "on|off")]
+    sandbox: sandbox::Choice,
     /// Start the image's own init (systemd), with the serial console as terminal.
     #[arg(long, conflicts_with_all = ["kernel", "command"])]
     boot: bool,
@@ -136,6 +144,7 @@ impl From<Accel> for EngineChoice {
 
 /// Runs the subcommand.
 pub fn run(args: Args) -> Result<ExitCode, Failure> {
+    sandbox::prepare(&args)?;
     match &args.kernel {
         Some(kernel) => direct::run_kernel(&args, kernel),
         None => guest::run_image(&args).map_err(|failure| Failure {
@@ -152,34 +161,32 @@ fn open_engine(args: &Args) -> Result<Engine, Failure> {
     Ok(engine)
 }
 
-/// Serves the control socket of `--control`, if there is one, for a machine
-/// that is called `name` on its network.
-fn serve_control(args: &Args, machine: &Machine, name: &str) -> Result<Option<Server>, Failure> {
-    let Some(path) = &args.control else {
-        return Ok(None);
-    };
-    let owner = Owner {
-        name: name.to_owned(),
-        network: args.network.clone(),
-    };
-    Host::serve_run(path, machine, owner).map(Some)
-}
-
-/// Starts a machine whose end arrives in `mailbox`.
+/// Starts a machine whose end arrives in `mailbox`, called `name` on its
+/// network, and serves the control socket of `--control`, if there is one.
 fn start(
+    args: &Args,
     spec: MachineSpec,
     engine: &Engine,
     serial: SerialIo,
     mailbox: &Arc<Mailbox>,
-) -> Result<Machine, Failure> {
+    name: &str,
+) -> Result<(Machine, Option<Server>), Failure> {
     let receiver = mailbox.clone();
     let report: EndReport = Arc::new(move |outcome| receiver.push(Event::Ended(outcome)));
-    Ok(Machine::start(
-        spec,
-        engine.accelerator.as_ref(),
-        serial,
-        report,
-    )?)
+    let machine = Machine::start(spec, engine.accelerator.as_ref(), serial, report)?;
+    let server = match &args.control {
+        Some(path) => {
+            let owner = Owner {
+                name: name.to_owned(),
+                network: args.network.clone(),
+            };
+            Some(Host::serve_run(path, &machine, owner)?)
+        }
+        None => None,
+    };
+    // All that is needed from here on is open.
+    favo_thread::confine(ThreadKind::Main);
+    Ok((machine, server))
 }
 
 /// How a machine left to itself came to its end.

@@ -40,7 +40,8 @@ impl Drop for RawMode {
 
 /// Gives the terminal its old settings back, from any thread.
 pub fn restore() {
-    let saved = SAVED.lock().unwrap_or_else(PoisonError::into_inner).take();
+    // Whoever has it locked restores, or ends here by a refused call.
+    let saved = SAVED.try_lock().ok().and_then(|mut saved| saved.take());
     if let Some(saved) = saved {
         // A terminal that is gone needs no restoring.
         let _ = termios::tcsetattr(io::stdin(), OptionalActions::Flush, &saved);

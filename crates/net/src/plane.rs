@@ -21,6 +21,8 @@ use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use favo_thread::ThreadKind;
+
 use crate::link::Offload;
 use crate::model::{Network, Port, PortId};
 use crate::program::Origin;
@@ -108,9 +110,7 @@ impl Plane {
         );
         let (requests, inbox) = channel();
         let worker = Worker::new(network, uplink, resolvers, inbox, wake.clone())?;
-        let thread = std::thread::Builder::new()
-            .name("net".to_owned())
-            .spawn(move || worker.run())?;
+        let thread = favo_thread::spawn(ThreadKind::Network, "net", move || worker.run())?;
         Ok(Self {
             requests,
             wake,

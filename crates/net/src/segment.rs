@@ -108,6 +108,27 @@ pub fn is_name(name: &str) -> bool {
         && !name.starts_with('-')
 }
 
+/// Makes the directory of the network `name`, if it isn't there, and tells
+/// where it is.
+///
+/// # Errors
+/// The host refuses it.
+pub fn prepare(networks: &Path, name: &str) -> Result<PathBuf, SegmentError> {
+    if !is_name(name) {
+        return Err(SegmentError::Name(name.to_owned()));
+    }
+    let directory = Directory {
+        network: name.to_owned(),
+        path: networks.join(name),
+    };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&directory.path)
+        .map_err(|error| directory.error("making", &directory.path, error))?;
+    Ok(directory.path)
+}
+
 /// Joins the network `name` as `instance`; `networks` is the directory of all
 /// networks. The first that joins makes the network, with `mtu`.
 ///
@@ -126,13 +147,8 @@ pub fn join(
     }
     let directory = Directory {
         network: name.to_owned(),
-        path: networks.join(name),
+        path: prepare(networks, name)?,
     };
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&directory.path)
-        .map_err(|error| directory.error("making", &directory.path, error))?;
     let lock = directory.open("lock")?;
     flock(&lock, FlockOperation::LockExclusive)
         .map_err(|error| directory.error("locking", &directory.path.join("lock"), error.into()))?;

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Once, PoisonError, Weak};
 use std::time::Duration;
 
+use favo_thread::{ThreadKind, spawn};
+
 use crate::clock::host_tsc;
 use crate::mailbox::attention;
 use crate::partition::Shared;
@@ -46,9 +48,7 @@ impl Alarm {
         }
         self.started.call_once(|| {
             let machine = Arc::downgrade(machine);
-            let spawned = std::thread::Builder::new()
-                .name("favo-alarm".to_owned())
-                .spawn(move || watch(&machine));
+            let spawned = spawn(ThreadKind::Alarm, "favo-alarm", move || watch(&machine));
             if let Err(error) = spawned {
                 tracing::error!(%error, "no thread for the timers of this machine");
             }

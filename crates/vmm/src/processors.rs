@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use favo_accel::{AccelError, Vcpu, VcpuEntry, VcpuExit, VcpuId, VcpuKicker};
 use favo_devices::bus::Bus;
+use favo_thread::{ThreadKind, spawn};
 
 /// What processors reach besides RAM.
 #[derive(Clone)]
@@ -126,9 +127,10 @@ impl Processors {
             let (control, buses, report) =
                 (processors.control.clone(), buses.clone(), report.clone());
             processors.kickers.push(vcpu.kicker());
-            let thread = std::thread::Builder::new()
-                .name(format!("vcpu-{}", vcpu.id()))
-                .spawn(move || run(vcpu, slot, &control, &buses, report))?;
+            let name = format!("vcpu-{}", vcpu.id());
+            let thread = spawn(ThreadKind::Vcpu, name, move || {
+                run(vcpu, slot, &control, &buses, report)
+            })?;
             processors.lock_threads().push(thread);
         }
         Ok(processors)

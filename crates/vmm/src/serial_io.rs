@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use favo_devices::serial::SerialPort;
 use favo_devices::virtio::event::EventFd;
+use favo_thread::{ThreadKind, spawn};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
@@ -126,7 +127,7 @@ impl SerialThreads {
     }
 
     fn spawn(&mut self, name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
-        let thread = std::thread::Builder::new().name(name.into()).spawn(body)?;
+        let thread = spawn(ThreadKind::Serial, name, body)?;
         self.threads.push(thread);
         Ok(())
     }

@@ -11,6 +11,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
@@ -89,11 +90,38 @@ unsafe impl ZeroIsValid for std::sync::atomic::AtomicU8 {}
 // SAFETY: an integer.
 unsafe impl ZeroIsValid for std::sync::atomic::AtomicU32 {}
 
+/// `/proc/self/pagemap`, if it was opened early.
+static PAGEMAP: OnceLock<File> = OnceLock::new();
+
+/// Opens what tells written pages from others, for the snapshots and clones of
+/// a process that will hide its memory from debuggers: after that the kernel
+/// lets only root open it.
+///
+/// # Errors
+/// There is no `/proc`.
+pub fn keep_pagemap() -> io::Result<()> {
+    let pagemap = open_pagemap()?;
+    // Who was first has the same file.
+    let _ = PAGEMAP.set(pagemap);
+    Ok(())
+}
+
+fn open_pagemap() -> io::Result<File> {
+    File::open("/proc/self/pagemap")
+}
+
 /// The pages of a private mapping that are memory of this process alone: not
 /// untouched, and not the mapped file's. As offsets from `at`.
 pub(super) fn own_pages(at: HostPointer, length: u64) -> io::Result<Vec<Range<u64>>> {
     const BATCH: usize = 64 << 10;
-    let pagemap = File::open("/proc/self/pagemap")?;
+    let opened;
+    let pagemap = match PAGEMAP.get() {
+        Some(kept) => kept,
+        None => {
+            opened = open_pagemap()?;
+            &opened
+        }
+    };
     let first = at.0 as u64 / PAGE_SIZE;
     let pages = length / PAGE_SIZE;
     let mut found: Vec<Range<u64>> = Vec::new();

@@ -16,6 +16,8 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use favo_thread::ThreadKind;
+
 use rustix::event::{Timespec, epoll};
 
 use super::device::DeviceError;
@@ -207,10 +209,10 @@ impl<H: Handler> Worker<H> {
             poll,
         };
         let thread_wake = wake.clone();
-        let thread = std::thread::Builder::new()
-            .name(name)
-            .spawn(move || run(handler, context, &receiver, &thread_wake))
-            .map_err(host("starting a thread"))?;
+        let thread = favo_thread::spawn(ThreadKind::Device, name, move || {
+            run(handler, context, &receiver, &thread_wake)
+        })
+        .map_err(host("starting a thread"))?;
         Ok(Self {
             device,
             calls: Some(calls),

@@ -12,9 +12,7 @@ use favo_vmm::outcome::Outcome;
 use favo_vmm::serial_io::{SerialInput, SerialIo, SerialOutput};
 
 use super::network::Attachment;
-use super::{
-    Args, End, disks, killed_by, network, open_engine, serve_control, start, wait_for_end,
-};
+use super::{Args, End, disks, killed_by, network, open_engine, start, wait_for_end};
 use crate::mailbox::Mailbox;
 use crate::terminal::{self, RawMode};
 use crate::{Failure, exit};
@@ -74,8 +72,7 @@ pub fn run_serial(
             }),
             output: SerialOutput::Fd(duplicate(io::stdout())?),
         };
-        let machine = start(spec, &engine, serial, &mailbox)?;
-        let control = serve_control(args, &machine, name)?;
+        let (machine, control) = start(args, spec, &engine, serial, &mailbox, name)?;
         let end = wait_for_end(&mailbox);
         drop(control);
         if let End::Signal(_) = end {

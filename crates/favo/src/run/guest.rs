@@ -22,7 +22,7 @@ use favo_vmm::outcome::Outcome;
 use favo_vmm::serial_io::{ConsoleTail, SerialIo, SerialOutput};
 use signal_hook::consts::{SIGINT, SIGWINCH};
 
-use super::{Args, direct, disks, killed_by, network, open_engine, serve_control, start};
+use super::{Args, direct, disks, killed_by, network, open_engine, start};
 use crate::image::image_failure;
 use crate::mailbox::{Event, Mailbox};
 use crate::progress::TerminalProgress;
@@ -213,8 +213,7 @@ fn run_command(
         },
     };
     let begin = Instant::now();
-    let machine = start(spec, &engine, serial, &mailbox)?;
-    let control = serve_control(args, &machine, name)?;
+    let (machine, control) = start(args, spec, &engine, serial, &mailbox, name)?;
     let stream = match wait_for_agent(&machine, &mailbox)? {
         Waited::Agent(stream) => stream,
         Waited::Signal(signal) => return Ok(killed_by(signal)),

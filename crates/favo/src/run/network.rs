@@ -20,6 +20,7 @@ use favo_net::plane::Plane;
 use favo_net::program::DropReason;
 use favo_net::segment::{self, Lease, Peers, SegmentError};
 use favo_net::uplink::Uplink;
+use favo_sandbox::Policy;
 use favo_vmm::machine::CardSpec;
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +31,8 @@ use crate::Failure;
 
 /// The network's name, from which its addresses follow.
 const NAME: &str = "user";
+/// Where shared networks are in the state directory.
+pub(super) const NETWORKS: &str = "networks";
 const PORT: PortId = PortId(1);
 /// The card's address. Nobody else is on the network, so all may have the
 /// same, and a disk that is kept meets the same card again.
@@ -224,6 +227,21 @@ impl Place {
             peers: Some(membership.peers),
             lock: Some(membership.lock),
         })
+    }
+}
+
+impl NetworkArgs {
+    /// What the network's thread reaches by name while the machine runs.
+    pub fn policy(&self) -> Result<Policy, Failure> {
+        let mut policy = match self.network {
+            Choice::None => return Ok(Policy::default()),
+            _ => Policy::default().with_network(),
+        };
+        if let Choice::Shared(name) = &self.network {
+            let directory = segment::prepare(&favo_image::state_directory()?.join(NETWORKS), name)?;
+            policy.remove.push(directory);
+        }
+        Ok(policy)
     }
 }
 

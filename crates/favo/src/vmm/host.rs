@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -30,15 +30,15 @@ pub struct Current {
 }
 
 /// What a machine is made of in a process that has none.
-pub enum Origin<'a> {
+pub enum Origin {
     /// A snapshot in this directory.
-    Snapshot(&'a Path),
+    Snapshot(PathBuf),
     /// A clone, with its descriptors.
     Clone(Box<MachineClone>, Vec<OwnedFd>),
 }
 
 /// Makes a machine.
-pub type Restore = dyn Fn(Origin<'_>) -> Result<Current, ControlError> + Send + Sync;
+pub type Restore = dyn Fn(Origin) -> Result<Current, ControlError> + Send + Sync;
 
 /// See the module.
 pub struct Host {
@@ -121,7 +121,7 @@ impl Host {
         Ok(clone::fork(&handle, owner)?.into())
     }
 
-    fn restore(&self, origin: Origin<'_>) -> Result<Reply, ControlError> {
+    fn restore(&self, origin: Origin) -> Result<Reply, ControlError> {
         let mut current = self.lock();
         let Some(restore) = self.restore.as_ref().filter(|_| current.is_none()) else {
             return Err(ControlError::new(
@@ -181,7 +181,7 @@ impl Handler for Host {
                 directory,
                 incremental,
             } => self.snapshot(&directory, incremental),
-            Request::Restore { directory } => self.restore(Origin::Snapshot(&directory)),
+            Request::Restore { directory } => self.restore(Origin::Snapshot(directory)),
             Request::Fork => self.fork(),
             Request::Adopt { machine } => self.restore(Origin::Clone(machine, descriptors)),
             Request::Agent => self.agent(),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use favo_thread::ThreadKind;
 use favo_vmm::control::ControlError;
 use favo_vmm::engine::{self, Engine};
 use favo_vmm::machine::{EndReport, Machine, MachineError};
@@ -18,6 +19,7 @@ use super::host::{self, AgentDoor, Current, Host, Origin};
 use super::owner::Owner;
 use crate::mailbox::{Event, Mailbox};
 use crate::run::network::{self, Attachment};
+use crate::run::sandbox;
 use crate::run::{End, killed_by, wait_for_end};
 use crate::terminal::{self, RawMode};
 use crate::{Failure, exit};
@@ -33,6 +35,9 @@ pub struct Args {
     /// Which engine runs the machine.
     #[arg(long, value_enum, default_value_t, value_name = "ENGINE")]
     accel: Accel,
+    /// Whether the process of the machine is confined; see favo doctor.
+    #[arg(long, value_enum, default_value_t, value_name = "on|off")]
+    sandbox: sandbox::Choice,
 }
 
 /// A machine and what it is plugged into, which outlives it.
@@ -43,6 +48,7 @@ struct Restored {
 
 /// Runs the process until its machine ends.
 pub fn run(args: &Args) -> Result<ExitCode, Failure> {
+    sandbox::prepare_to_restore(args.sandbox)?;
     let engine = engine::open(args.accel.into())?;
     let mailbox = Mailbox::with_signals()?;
     let restored: Arc<Mutex<Option<Restored>>> = Arc::default();
@@ -50,11 +56,25 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     let escape = raw.is_some().then_some(terminal::ESCAPE);
     let restore = {
         let (restored, mailbox) = (restored.clone(), mailbox.clone());
-        move |origin: Origin<'_>| {
+        Arc::new(move |origin: Origin| {
             let (machine, current) = restore(origin, &engine, &mailbox, escape)?;
             *restored.lock().unwrap_or_else(PoisonError::into_inner) = Some(machine);
+            // All that is needed from here on is open.
+            favo_thread::confine(ThreadKind::Main);
             Ok(current)
+        })
+    };
+    // The main thread makes the machine: it isn't confined before.
+    let (main, patient) = (std::thread::current().id(), mailbox.clone());
+    let restore = move |origin| {
+        if std::thread::current().id() == main {
+            return restore(origin);
         }
+        let restore = restore.clone();
+        let gone = || ControlError::new("machine", "the process is ending", "");
+        patient
+            .on_main(move || restore(origin))
+            .unwrap_or_else(|| Err(gone()))
     };
     let end = {
         let host = Arc::new(Host::waiting(Box::new(restore)));
@@ -89,7 +109,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
 }
 
 fn restore(
-    origin: Origin<'_>,
+    origin: Origin,
     engine: &Engine,
     mailbox: &Arc<Mailbox>,
     escape: Option<u8>,
@@ -100,7 +120,7 @@ fn restore(
     let (owner, network, parts, spec);
     match origin {
         Origin::Snapshot(directory) => {
-            let snapshot = Snapshot::open(directory)?;
+            let snapshot = Snapshot::open(&directory)?;
             let manifest = snapshot.manifest();
             (owner, network, parts) = plug(&manifest.owner, manifest.config.cpus)?;
             spec = snapshot.into_spec(parts)?;

@@ -6,10 +6,10 @@
 //! guests ask over TCP is asked over TCP, so that long answers arrive whole.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -305,7 +305,22 @@ impl<C> Resolver<C> {
                     .and_then(|meta| meta.modified())
                     .ok();
                 if self.loaded.is_none_or(|(_, before)| before != changed) {
-                    self.servers = read_servers(path);
+                    self.servers = match std::fs::read(path) {
+                        Ok(bytes) => servers_in(&bytes),
+                        // The sandbox may not know a file that took the old
+                        // one's place.
+                        Err(error)
+                            if error.kind() != ErrorKind::NotFound && !self.servers.is_empty() =>
+                        {
+                            tracing::warn!(
+                                %error,
+                                "{} has changed and can't be read; its old servers are asked",
+                                path.display()
+                            );
+                            std::mem::take(&mut self.servers)
+                        }
+                        Err(_) => servers_in(&[]),
+                    };
                 }
                 self.loaded = Some((now, changed));
             }
@@ -446,9 +461,8 @@ pub(crate) fn truncated(answer: &[u8]) -> Vec<u8> {
 
 /// The servers of a resolv.conf(5); the local host's, if it names none, as
 /// libc has it.
-fn read_servers(path: &Path) -> Vec<SocketAddr> {
-    let bytes = std::fs::read(path).unwrap_or_default();
-    let (config, _) = resolv_conf::Config::parse_with_errors(&bytes);
+fn servers_in(bytes: &[u8]) -> Vec<SocketAddr> {
+    let (config, _) = resolv_conf::Config::parse_with_errors(bytes);
     let servers: Vec<SocketAddr> = config
         .nameservers
         .iter()

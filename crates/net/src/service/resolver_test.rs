@@ -135,23 +135,30 @@ fn one_port_can_not_ask_without_end() {
 
 #[test]
 fn resolvers_are_read_from_a_file() {
-    let path = std::env::temp_dir().join(format!("favo-resolv-{}", std::process::id()));
-    std::fs::write(
-        &path,
-        "# comment\nnonsense\nnameserver 10.1.2.3\nnameserver fd00::53\n",
-    )
-    .unwrap();
-    let servers = read_servers(&path);
+    let bytes = b"# comment\nnonsense\nnameserver 10.1.2.3\nnameserver fd00::53\n";
+    let parsed = ["10.1.2.3:53", "[fd00::53]:53"].map(|server| server.parse().unwrap());
+    assert_eq!(servers_in(bytes), parsed);
+    assert_eq!(servers_in(b""), ["127.0.0.1:53".parse().unwrap()]);
+}
+
+/// The sandbox knows the file that was there when the machine started.
+#[test]
+fn a_file_that_can_not_be_read_any_more_leaves_the_servers_it_named() {
+    let directory = std::env::temp_dir().join(format!("favo-resolv-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let path = directory.join("resolv.conf");
+    std::fs::write(&path, "nameserver 10.1.2.3\n").unwrap();
+    let mut resolver = Resolver::<()>::new(Resolvers::File(path.clone())).unwrap();
+    let now = Instant::now();
+    resolver.load(now);
+    let first = resolver.servers.clone();
+    assert_eq!(first, ["10.1.2.3:53".parse().unwrap()]);
     std::fs::remove_file(&path).unwrap();
-    assert_eq!(
-        servers,
-        [
-            "10.1.2.3:53".parse().unwrap(),
-            "[fd00::53]:53".parse().unwrap()
-        ]
-    );
-    assert_eq!(
-        read_servers(Path::new("/nonexistent")),
-        ["127.0.0.1:53".parse().unwrap()]
-    );
+    std::fs::create_dir(&path).unwrap();
+    resolver.load(now + 2 * RELOAD_INTERVAL);
+    assert_eq!(resolver.servers, first);
+    std::fs::remove_dir(&path).unwrap();
+    resolver.load(now + 4 * RELOAD_INTERVAL);
+    std::fs::remove_dir(&directory).unwrap();
+    assert_eq!(resolver.servers, ["127.0.0.1:53".parse().unwrap()]);
 }

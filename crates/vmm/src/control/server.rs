@@ -3,11 +3,12 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use favo_devices::virtio::event::EventFd;
+use favo_thread::ThreadKind;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -22,7 +23,6 @@ const MOST_CONNECTIONS: usize = 64;
 /// A control socket that is served. Dropping it removes the socket, closes the
 /// connections, and waits for what is being done.
 pub struct Server {
-    path: PathBuf,
     stop: Arc<EventFd>,
     connections: Connections,
     listener: Option<JoinHandle<()>>,
@@ -42,19 +42,19 @@ impl Server {
         let listener = bind(path)?;
         let stop = Arc::new(EventFd::new()?);
         let connections = Connections::default();
+        let own_path = path.to_owned();
         let mut server = Self {
-            path: path.to_owned(),
             stop: stop.clone(),
             connections: connections.clone(),
             listener: None,
         };
-        let thread = std::thread::Builder::new()
-            .name("control".into())
-            .spawn(move || {
-                if let Err(error) = accept(&listener, &stop, &connections, &handler) {
-                    tracing::error!(%error, "the control socket is no longer served");
-                }
-            })?;
+        let thread = favo_thread::spawn(ThreadKind::Control, "control", move || {
+            if let Err(error) = accept(&listener, &stop, &connections, &handler) {
+                tracing::error!(%error, "the control socket is no longer served");
+            }
+            // Here, because other threads may be confined to fewer files.
+            let _ = std::fs::remove_file(&own_path);
+        })?;
         server.listener = Some(thread);
         Ok(server)
     }
@@ -62,7 +62,6 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
         self.stop.signal();
         if let Some(listener) = self.listener.take() {
             let _ = listener.join();
@@ -149,9 +148,9 @@ fn accept(
         }
         let own = stream.try_clone()?;
         let handler = handler.clone();
-        let thread = std::thread::Builder::new()
-            .name("control-peer".into())
-            .spawn(move || serve(own, handler.as_ref()))?;
+        let thread = favo_thread::spawn(ThreadKind::Control, "control-peer", move || {
+            serve(own, handler.as_ref())
+        })?;
         open.push(Connection { stream, thread });
     }
 }
