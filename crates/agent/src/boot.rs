@@ -3,6 +3,7 @@
 //! ```text
 //!  /proc /sys /dev → modules → root disk → switch root ─┬─ run:  network, serve the host, power off
 //!                                                       └─ boot: exec the distribution's init
+//!                                                                (an agent may stay beside it)
 //! ```
 //!
 //! What to do comes from the kernel's command line ([`Options`]). Process 1 must never exit
@@ -14,6 +15,7 @@ mod network;
 mod options;
 mod power;
 mod renew;
+mod stay;
 
 use std::fs;
 use std::io;
@@ -81,6 +83,9 @@ pub(crate) fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> BootE
 
 /// The program. Returns only when it is not process 1.
 pub fn main() {
+    if std::env::args().nth(1).as_deref() == Some(stay::ARGUMENT) {
+        return stay::serve();
+    }
     if std::process::id() != 1 {
         eprintln!("favo-agent: I am the first process of a favo guest, and not to be run by hand");
         std::process::exit(2);
@@ -99,7 +104,13 @@ fn run() -> Result<(), BootError> {
     wait_for(&options.root, options.root_timeout)?;
     mounts::switch_root(&options)?;
     match options.mode {
-        Mode::Boot => Err(exec_init(&options)),
+        Mode::Boot => {
+            if options.stay {
+                stay::name_guest(&options);
+                stay::start(&options);
+            }
+            Err(exec_init(&options))
+        }
         Mode::Run => serve(&options),
     }
 }

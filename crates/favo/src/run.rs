@@ -3,7 +3,7 @@
 mod direct;
 mod disks;
 pub(crate) mod firewall;
-mod guest;
+pub(crate) mod guest;
 pub(crate) mod network;
 pub(crate) mod publish;
 mod rate;

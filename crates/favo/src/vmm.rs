@@ -1,7 +1,9 @@
 //! `favo vmm`: one VM process with a control socket, and the commands that
 //! steer it. `favo run --control` serves the same socket.
 
+mod boot;
 mod client;
+mod console;
 mod fork;
 pub mod host;
 pub mod owner;
@@ -34,6 +36,9 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Be the VM process of an instance; the daemon starts it.
+    #[command(hide = true)]
+    Boot(boot::Args),
     /// Be a VM process: serve a control socket and wait for a machine to restore.
     ///
     /// The guest's serial console is standard input and output. The exit status tells how the
@@ -118,6 +123,7 @@ enum Verb {
 /// Runs the subcommand.
 pub fn run(args: Args) -> Result<ExitCode, Failure> {
     match args.verb {
+        Verb::Boot(args) => boot::run(&args),
         Verb::Serve(args) => serve::run(&args),
         Verb::Status { socket, format } => client::status(&socket, format.output),
         Verb::Pause { socket } => client::pause(&socket),

@@ -56,6 +56,11 @@ pub enum Request {
     Resume,
     /// End the machine, and the process.
     Stop,
+    /// Press the power button: the guest may shut down.
+    PowerButton,
+    /// A connection to the console: [`Answer::Console`], and with its line
+    /// comes a descriptor.
+    Console,
     /// Write a snapshot of the machine: [`Answer::Snapshot`].
     Snapshot {
         /// The directory to make; absolute.
@@ -105,6 +110,8 @@ pub enum Answer {
     },
     /// The agent's connection comes along.
     Agent,
+    /// A connection to the console comes along.
+    Console,
     /// A clone.
     Forked {
         /// How long the guest stood still, in microseconds.

@@ -37,6 +37,9 @@ pub struct Options {
     pub hostname: Option<String>,
     /// `favo.init=PROGRAM` instead of the distribution's own.
     pub init: Option<String>,
+    /// `favo.stay`: in mode boot, an agent stays beside the init and serves the
+    /// host.
+    pub stay: bool,
 }
 
 /// A parameter the agent cannot follow.
@@ -59,6 +62,7 @@ impl Default for Options {
             port: DEFAULT_VSOCK_PORT,
             hostname: None,
             init: None,
+            stay: false,
         }
     }
 }
@@ -96,6 +100,7 @@ impl Options {
                 "port" => options.port = value.parse().map_err(|_| error("a port number"))?,
                 "hostname" => options.hostname = Some(value.into()),
                 "init" => options.init = Some(value.into()),
+                "stay" => options.stay = true,
                 _ => return Err(error("the agent knows no such parameter")),
             }
         }
@@ -136,6 +141,9 @@ impl std::fmt::Display for Options {
         }
         if self.read_only {
             f.write_str(" favo.ro")?;
+        }
+        if self.stay {
+            f.write_str(" favo.stay")?;
         }
         if self.root_timeout != default.root_timeout {
             write!(f, " favo.timeout={}", self.root_timeout.as_secs())?;

@@ -11,7 +11,7 @@ fn nothing_said_is_the_default() {
 fn all_parameters_are_taken() {
     let options = Options::parse(
         "favo.mode=run favo.root=/dev/vdb1 favo.rootfstype=xfs favo.rootflags=\"a,b c\" favo.ro \
-         favo.timeout=5 favo.port=77 \"favo.hostname=alpha\" favo.init=/bin/sh",
+         favo.timeout=5 favo.port=77 \"favo.hostname=alpha\" favo.init=/bin/sh favo.stay",
     )
     .unwrap();
     assert_eq!(options.mode, Mode::Run);
@@ -23,6 +23,7 @@ fn all_parameters_are_taken() {
     assert_eq!(options.port, 77);
     assert_eq!(options.hostname.as_deref(), Some("alpha"));
     assert_eq!(options.init.as_deref(), Some("/bin/sh"));
+    assert!(options.stay);
 }
 
 #[test]
@@ -51,6 +52,7 @@ proptest! {
             root_timeout: Duration::from_secs(seconds.into()),
             read_only, port, root, root_type, root_flags, hostname,
             init: None,
+            stay: run,
         };
         prop_assert_eq!(Options::parse(&options.to_string()), Ok(options));
     }

@@ -31,7 +31,7 @@ use crate::{Failure, exit};
 
 /// The guest's context id; every machine has its own socket device, so all may
 /// have the same.
-const CID: u32 = 3;
+pub const CID: u32 = 3;
 /// How long a guest may take until its agent connects. The software engine
 /// needs most of a minute on a slow host.
 const BOOT_PATIENCE: Duration = Duration::from_secs(180);
@@ -60,7 +60,7 @@ pub fn run_image(args: &Args) -> Result<ExitCode, Failure> {
         cpus: args.cpus,
         features: None,
         memory: args.memory,
-        boot: BootSource::Kernel(boot(args, &image, mode)?),
+        boot: BootSource::Kernel(boot(&image, mode, None, args.cmdline.as_deref())?),
         backing: args.backing(),
         disks: std::iter::once(root_disk(args, &store, name, &image))
             .chain([disks::open(&args.disk)].into_iter().flat_map(split))
@@ -85,7 +85,14 @@ fn split<T, E>(result: Result<Vec<T>, E>) -> Vec<Result<T, E>> {
     }
 }
 
-fn boot(args: &Args, image: &OpenImage, mode: AgentMode) -> Result<DirectBoot, Failure> {
+/// How an image is booted. An instance has a hostname of its own, and an agent
+/// that stays beside its init.
+pub fn boot(
+    image: &OpenImage,
+    mode: AgentMode,
+    instance: Option<&str>,
+    more: Option<&str>,
+) -> Result<DirectBoot, Failure> {
     let manifest = &image.image.manifest;
     let name = &manifest.name;
     let Some(kernel) = image.kernel_path() else {
@@ -109,6 +116,8 @@ fn boot(args: &Args, image: &OpenImage, mode: AgentMode) -> Result<DirectBoot, F
         None => {
             let options = AgentOptions {
                 mode,
+                stay: instance.is_some(),
+                hostname: instance.map(str::to_owned),
                 ..AgentOptions::default()
             };
             (
@@ -118,10 +127,7 @@ fn boot(args: &Args, image: &OpenImage, mode: AgentMode) -> Result<DirectBoot, F
         }
     };
     let quiet = (mode == AgentMode::Run).then_some("quiet");
-    for more in [Some(PANIC), quiet, args.cmdline.as_deref()]
-        .into_iter()
-        .flatten()
-    {
+    for more in [Some(PANIC), quiet, more].into_iter().flatten() {
         command_line.push(' ');
         command_line.push_str(more);
     }

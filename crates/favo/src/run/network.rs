@@ -33,6 +33,8 @@ use crate::Failure;
 const NAME: &str = "user";
 /// Where shared networks are in the state directory.
 pub(super) const NETWORKS: &str = "networks";
+/// As Ethernet has it.
+const DEFAULT_MTU: u16 = 1500;
 const PORT: PortId = PortId(1);
 /// The card's address. Nobody else is on the network, so all may have the
 /// same, and a disk that is kept meets the same card again.
@@ -88,6 +90,17 @@ impl FromStr for Choice {
     }
 }
 
+fn parse_all<T: FromStr>(what: &str, texts: &[String]) -> Result<Vec<T>, String>
+where
+    T::Err: std::fmt::Display,
+{
+    let parse = |text: &String| {
+        text.parse()
+            .map_err(|error| format!("{what} '{text}': {error}"))
+    };
+    texts.iter().map(parse).collect()
+}
+
 /// What `favo run` is told of networks. A snapshot keeps it.
 #[derive(Clone, Debug, clap::Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -100,7 +113,7 @@ pub struct NetworkArgs {
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     /// The longest packet on the network, in bytes: 1280 to 65520.
-    #[arg(long, value_name = "BYTES", default_value_t = 1500,
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_MTU,
           value_parser = clap::value_parser!(u16).range(1280..=65520))]
     mtu: u16,
     /// Write what crosses the network card to a file, for tshark and Wireshark (pcapng).
@@ -139,6 +152,27 @@ impl NetworkArgs {
 }
 
 impl NetworkArgs {
+    /// What an instance is told of networks.
+    ///
+    /// # Errors
+    /// Which of it can't be, and why.
+    pub fn of(
+        name: &str,
+        network: &str,
+        publish: &[String],
+        rate: &[String],
+    ) -> Result<Self, String> {
+        Ok(Self {
+            network: network.parse()?,
+            name: Some(name.to_owned()),
+            mtu: DEFAULT_MTU,
+            pcap: None,
+            publish: parse_all("published port", publish)?,
+            firewall: FirewallArgs::default(),
+            rate: parse_all("rate", rate)?,
+        })
+    }
+
     /// Whether other machines may be on the network.
     pub fn is_shared(&self) -> bool {
         matches!(self.network, Choice::Shared(_))

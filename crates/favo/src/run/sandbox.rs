@@ -3,7 +3,7 @@
 use favo_sandbox::Policy;
 
 use super::Args;
-use super::network::NETWORKS;
+use super::network::{NETWORKS, NetworkArgs};
 use crate::Failure;
 
 /// Whether the process is confined.
@@ -22,6 +22,11 @@ pub fn prepare(args: &Args) -> Result<(), Failure> {
     confine(args.sandbox, args.control.is_some(), || {
         args.network.policy()
     })
+}
+
+/// The same for an instance's.
+pub fn prepare_instance(network: &NetworkArgs) -> Result<(), Failure> {
+    confine(Choice::On, true, || network.policy())
 }
 
 /// The same for a process whose machine, and its network, come later.

@@ -1,5 +1,6 @@
 //! Does what a control socket asks for, with the machine of this process.
 
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -12,12 +13,16 @@ use favo_vmm::control::{Answer, ControlError, Handler, Reply, Request, Server, S
 use favo_vmm::machine::{Machine, MachineHandle};
 use favo_vmm::snapshot::{self, SnapshotOptions};
 
+use super::console::Console;
 use super::owner::Owner;
 use crate::Failure;
 
 /// How long a guest's agent may take to be there again: it reconnects at once,
 /// when its processor gets to it.
 const AGENT_PATIENCE: Duration = Duration::from_secs(30);
+
+/// An agent may keep so many connections for commands to come.
+const MOST_WAITING: usize = 8;
 
 /// The machine that a control socket is about.
 pub struct Current {
@@ -27,6 +32,8 @@ pub struct Current {
     pub owner: Owner,
     /// Where its agent arrives, if nobody else talks to it.
     pub agent: Option<Arc<AgentDoor>>,
+    /// Its console, if it has one that can be attached to.
+    pub console: Option<Console>,
 }
 
 /// What a machine is made of in a process that has none.
@@ -69,6 +76,7 @@ impl Host {
             handle: machine.handle(),
             owner,
             agent: None,
+            console: None,
         });
         start(path, Arc::new(host))
     }
@@ -134,6 +142,28 @@ impl Host {
         Ok(Answer::Done.into())
     }
 
+    fn console(&self) -> Result<Reply, ControlError> {
+        self.machine()?;
+        let console = self
+            .lock()
+            .as_ref()
+            .and_then(|current| current.console.clone());
+        let Some(console) = console else {
+            return Err(ControlError::new(
+                "no-console",
+                "the console is the standard input and output of the machine's process",
+                "only instances have consoles that can be attached to",
+            ));
+        };
+        let attached = console
+            .attach()
+            .map_err(|error| ControlError::new("io", format!("attaching: {error}"), ""))?;
+        Ok(Reply {
+            answer: Answer::Console,
+            descriptors: vec![attached],
+        })
+    }
+
     fn agent(&self) -> Result<Reply, ControlError> {
         let (_, _, agent) = self.machine()?;
         let Some(agent) = agent else {
@@ -177,6 +207,11 @@ impl Handler for Host {
                 machine()?.stop();
                 Ok(Answer::Done.into())
             }
+            Request::PowerButton => {
+                machine()?.press_power_button();
+                Ok(Answer::Done.into())
+            }
+            Request::Console => self.console(),
             Request::Snapshot {
                 directory,
                 incremental,
@@ -207,7 +242,7 @@ pub fn start(path: &Path, host: Arc<Host>) -> Result<Server, Failure> {
 /// Where the connection of a guest's agent waits for somebody who wants it.
 #[derive(Default)]
 pub struct AgentDoor {
-    arrived: Mutex<Option<UnixStream>>,
+    arrived: Mutex<VecDeque<UnixStream>>,
     changed: Condvar,
 }
 
@@ -220,7 +255,12 @@ impl AgentDoor {
         vsock.listen(
             DEFAULT_VSOCK_PORT,
             Arc::new(move |stream| {
-                *inside.lock() = Some(stream);
+                let mut arrived = inside.lock();
+                arrived.push_back(stream);
+                // Those of before a restore are gone.
+                let surplus = arrived.len().saturating_sub(MOST_WAITING);
+                arrived.drain(..surplus);
+                drop(arrived);
                 inside.changed.notify_all();
             }),
         );
@@ -230,12 +270,12 @@ impl AgentDoor {
     fn take(&self, patience: Duration) -> Option<UnixStream> {
         let (mut arrived, _) = self
             .changed
-            .wait_timeout_while(self.lock(), patience, |arrived| arrived.is_none())
+            .wait_timeout_while(self.lock(), patience, |arrived| arrived.is_empty())
             .unwrap_or_else(PoisonError::into_inner);
-        arrived.take()
+        arrived.pop_front()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<UnixStream>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<UnixStream>> {
         self.arrived.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -140,6 +140,7 @@ fn restore(
         handle: machine.handle(),
         owner,
         agent: AgentDoor::open(&machine),
+        console: None,
     };
     let restored = Restored {
         machine,
