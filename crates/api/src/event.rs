@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
     /// When, among all changes.
-    pub revision: i64,
+    pub revision: u64,
     /// What kind of resource: `instances`, `status`, `tasks`.
     pub noun: String,
     /// Its name.

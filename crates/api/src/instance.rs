@@ -14,7 +14,7 @@ pub struct Instance {
     /// What it was and will be called by no other, whatever its name.
     pub uid: String,
     /// Counts changes; for `If-Match`.
-    pub revision: i64,
+    pub revision: u64,
     /// When it came to be.
     #[schema(value_type = String, format = DateTime)]
     pub created: Timestamp,

@@ -24,7 +24,7 @@ pub struct List<T> {
     pub items: Vec<T>,
     /// The store's revision it is true of: watching from the one after it
     /// misses nothing.
-    pub revision: i64,
+    pub revision: u64,
     /// For `?page=`, if there are more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_page: Option<String>,

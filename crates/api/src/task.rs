@@ -43,8 +43,6 @@ pub enum TaskState {
     Done,
     /// It could not be.
     Failed,
-    /// Something else was asked for before it was so.
-    Superseded,
 }
 
 impl TaskState {
@@ -54,7 +52,6 @@ impl TaskState {
             Self::Running => "running",
             Self::Done => "done",
             Self::Failed => "failed",
-            Self::Superseded => "superseded",
         }
     }
 }

@@ -4,6 +4,7 @@
 //! | file | who writes it | what |
 //! |---|---|---|
 //! | `machine.json` | the daemon, before a start | [`MachineFile`] |
+//! | `image.json` | the daemon, once | its image, as it was then |
 //! | `disk` | the daemon, once; then the guest | its disk |
 //! | `lock` | the process | locked as long as it lives |
 //! | `control` | the process | its control socket |
@@ -94,6 +95,12 @@ impl Place {
     /// The instance's disk.
     pub fn disk(&self) -> PathBuf {
         self.0.join("disk")
+    }
+
+    /// The image it was made from, as it was then: its kernel is read at every
+    /// start.
+    pub fn image(&self) -> PathBuf {
+        self.0.join("image.json")
     }
 
     /// The control socket.

@@ -5,9 +5,11 @@
 //! status; [`exit`] lists the statuses.
 #![forbid(unsafe_code)]
 
+mod daemon;
 mod doctor;
 mod exit;
 mod image;
+mod instance;
 mod mailbox;
 mod net;
 mod output;
@@ -16,6 +18,7 @@ mod run;
 mod terminal;
 mod vmm;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -39,6 +42,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    #[command(flatten)]
+    Instance(instance::Verb),
+    /// Start the daemon in the background, if it does not run yet.
+    Up(daemon::UpArgs),
+    Daemon(daemon::Args),
     /// Run one virtual machine in the foreground.
     Run(Box<run::Args>),
     /// Make, import, list and remove images.
@@ -56,6 +64,9 @@ fn main() -> ExitCode {
     start_log(cli.verbose);
     raise_descriptor_limit();
     let outcome = match cli.command {
+        Command::Instance(verb) => instance::run(verb),
+        Command::Up(args) => daemon::up(&args),
+        Command::Daemon(args) => daemon::run(&args),
         Command::Run(args) => run::run(*args),
         Command::Image(args) => image::run(args),
         Command::Vmm(args) => vmm::run(args),
@@ -129,6 +140,7 @@ fn start_log(verbose: u8) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
         .without_time()
         .init();
 }

@@ -41,7 +41,7 @@ pub struct Store {
 }
 
 /// An image in the catalogue.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredImage {
     /// The digest of its manifest: two images with the same one are the same.
     pub id: Digest,
@@ -119,12 +119,23 @@ impl Store {
     pub fn open_image(&self, name: &ImageName) -> Result<OpenImage, ImageError> {
         let lock = self.lock_shared()?;
         let image = self.read(name)?;
+        self.hold_all(&lock, image)
+    }
+
+    /// The same for an image somebody remembers, and whose blobs they
+    /// [pinned](Store::pin): its name may be gone, or another's.
+    pub fn open_pinned(&self, image: StoredImage) -> Result<OpenImage, ImageError> {
+        let lock = self.lock_shared()?;
+        self.hold_all(&lock, image)
+    }
+
+    fn hold_all(&self, lock: &SharedLock, image: StoredImage) -> Result<OpenImage, ImageError> {
         let blobs = image
             .manifest
             .blobs()
-            .map(|blob| self.hold(&lock, blob))
+            .map(|blob| self.hold(lock, blob))
             .collect::<Result<_, _>>()
-            .map_err(|problem: BlobProblem| problem.of_image(name))?;
+            .map_err(|problem: BlobProblem| problem.of_image(&image.manifest.name))?;
         Ok(OpenImage { image, blobs })
     }
 

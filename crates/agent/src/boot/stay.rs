@@ -32,6 +32,10 @@ pub fn name_guest(options: &Options) {
     let Some(name) = &options.hostname else {
         return;
     };
+    // At once: commands may run before the init has read it.
+    if let Err(error) = rustix::system::sethostname(name.as_bytes()) {
+        eprintln!("favo-agent: hostname {name}: {error}");
+    }
     let own = fs::read_to_string(FILE).unwrap_or_default();
     if own.trim() != name
         && let Err(error) = fs::write(FILE, format!("{name}\n"))

@@ -38,6 +38,11 @@ pub struct Desired {
     /// Counts the demands to start it. A guest that ended is started again
     /// for a new demand whatever its restart policy says.
     pub demand: u64,
+    /// A process that was started for an earlier demand is to end, for a new
+    /// one: the owner wants it restarted.
+    pub fresh: u64,
+    /// Ends are without asking the guest.
+    pub hard: bool,
     /// What to do when the guest ends on its own.
     pub restart: RestartPolicy,
     /// How large its machine is.
@@ -124,6 +129,9 @@ pub struct Exit {
     /// How many times in a row it failed, this one included; zero if the guest
     /// shut down. The observer forgets failures once a process ran for long.
     pub failures: u32,
+    /// The guest reset its machine: it wants to start again, whatever the
+    /// policy.
+    pub reset: bool,
 }
 
 /// What to do next.
@@ -182,8 +190,10 @@ pub fn plan(desired: &Desired, observed: &Observed, now: Timestamp) -> Step {
     match &observed.process {
         // A guest that was asked to stop can't be asked to stay: it goes, and
         // a new one comes if one is wanted by then.
-        Some(process) if !wanted || process.asked_to_stop.is_some() => {
-            stop(desired.life, process, now)
+        Some(process)
+            if !wanted || process.asked_to_stop.is_some() || process.demand < desired.fresh =>
+        {
+            stop(desired, process, now)
         }
         Some(process) => match (desired.power, process.paused) {
             (Power::Paused, false) => Step::Do(Action::Pause),
@@ -200,10 +210,10 @@ pub fn plan(desired: &Desired, observed: &Observed, now: Timestamp) -> Step {
 }
 
 /// Towards no process.
-fn stop(life: Life, process: &Process, now: Timestamp) -> Step {
+fn stop(desired: &Desired, process: &Process, now: Timestamp) -> Step {
     match process.asked_to_stop {
         // What is purged has nothing to save.
-        _ if life == Life::Purged => Step::Do(Action::Kill),
+        _ if desired.life == Life::Purged || desired.hard => Step::Do(Action::Kill),
         // A guest that stands still hears nothing.
         _ if process.paused => Step::Do(Action::Resume),
         None => Step::Do(Action::AskToStop),
@@ -227,6 +237,9 @@ fn start(desired: &Desired, observed: &Observed, now: Timestamp) -> Step {
     let Some(exit) = ended else {
         return Step::Do(Action::Start);
     };
+    if exit.reset {
+        return Step::Do(Action::Start);
+    }
     let failed = exit.failures > 0;
     let again = match desired.restart {
         RestartPolicy::Never => false,

@@ -22,6 +22,8 @@ enum Fate {
     Crash,
     /// The step is taken, and then the guest shuts down.
     ShutDown,
+    /// The step is taken, and then the guest resets its machine.
+    Reset,
 }
 
 /// A host, as far as one instance knows it.
@@ -33,13 +35,14 @@ struct Host {
 }
 
 impl Host {
-    fn end(&mut self, failed: bool) {
+    fn end(&mut self, failed: bool, reset: bool) {
         if let Some(process) = self.observed.process.take() {
             self.failures = if failed { self.failures + 1 } else { 0 };
             self.observed.exit = Some(Exit {
                 demand: process.demand,
                 at: self.now,
                 failures: self.failures,
+                reset,
             });
         }
     }
@@ -60,7 +63,7 @@ impl Host {
                     .asked_to_stop
                     .is_some_and(|asked| self.now >= asked.checked_add(GRACE).unwrap());
                 assert!(
-                    waited || desired.life == Life::Purged,
+                    waited || desired.hard || desired.life == Life::Purged,
                     "killed without a chance"
                 );
             }
@@ -85,7 +88,7 @@ impl Host {
             (Action::Pause, Some(process)) => process.paused = true,
             (Action::Resume, Some(process)) => process.paused = false,
             (Action::AskToStop, Some(process)) => process.asked_to_stop = Some(self.now),
-            (Action::Kill, _) => self.end(true),
+            (Action::Kill, _) => self.end(true, false),
             (action, None) => panic!("{action:?} without a process"),
         }
     }
@@ -103,8 +106,9 @@ impl Host {
             Step::Do(action) => self.act(action, desired),
         }
         match fate {
-            Fate::Crash => self.end(true),
-            Fate::ShutDown => self.end(false),
+            Fate::Crash => self.end(true, false),
+            Fate::ShutDown => self.end(false, false),
+            Fate::Reset => self.end(false, true),
             Fate::Well | Fate::Nothing => {}
         }
         true
@@ -124,8 +128,10 @@ fn fulfilled(desired: &Desired, observed: &Observed) -> bool {
             observed.disk
                 && process.paused == (power == Power::Paused)
                 && process.asked_to_stop.is_none()
+                && process.demand >= desired.fresh
         }
         // It may stay down only if it was up for this very demand.
+        (Life::Kept, _, None) if ended.is_some_and(|exit| exit.reset) => false,
         (Life::Kept, _, None) => match desired.restart {
             RestartPolicy::Always => false,
             RestartPolicy::OnFailure => ended.is_some_and(|exit| exit.failures == 0),
@@ -150,12 +156,17 @@ fn desired() -> impl Strategy<Value = Desired> {
         Just(RestartPolicy::OnFailure),
         Just(RestartPolicy::Always),
     ];
-    (life, power, 1..3_u64, restart).prop_map(|(life, power, demand, restart)| Desired {
-        life,
-        power,
-        demand,
-        restart,
-        shape: SHAPE,
+    let demands = (1..3_u64, 0..3_u64, any::<bool>());
+    (life, power, demands, restart).prop_map(|(life, power, (demand, fresh, hard), restart)| {
+        Desired {
+            life,
+            power,
+            demand,
+            fresh: fresh.min(demand),
+            hard,
+            restart,
+            shape: SHAPE,
+        }
     })
 }
 
@@ -165,6 +176,7 @@ fn fate() -> impl Strategy<Value = Fate> {
         2 => Just(Fate::Nothing),
         1 => Just(Fate::Crash),
         1 => Just(Fate::ShutDown),
+        1 => Just(Fate::Reset),
     ]
 }
 
@@ -206,6 +218,8 @@ fn running(demand: u64) -> Desired {
         life: Life::Kept,
         power: Power::Running,
         demand,
+        fresh: 0,
+        hard: false,
         restart: RestartPolicy::OnFailure,
         shape: SHAPE,
     }
@@ -219,6 +233,7 @@ fn ended(failures: u32) -> Observed {
             demand: 1,
             at: second(0),
             failures,
+            reset: false,
         }),
     }
 }
@@ -267,4 +282,34 @@ fn another_shape_waits_for_the_next_start() {
         restart_for_shape: true,
     });
     assert_eq!(plan(&desired, &host.observed, host.now), up);
+}
+
+#[test]
+fn a_guest_that_resets_starts_again_whatever_the_policy() {
+    let mut desired = running(1);
+    desired.restart = RestartPolicy::Never;
+    let mut observed = ended(0);
+    observed.exit.as_mut().unwrap().reset = true;
+    assert_eq!(
+        plan(&desired, &observed, second(0)),
+        Step::Do(Action::Start)
+    );
+}
+
+#[test]
+fn a_restart_ends_the_process_of_an_earlier_demand() {
+    let mut desired = running(1);
+    let mut host = Host {
+        observed: Observed::default(),
+        now: second(0),
+        failures: 0,
+    };
+    while host.step(&desired, Fate::Well) {}
+    (desired.demand, desired.fresh) = (2, 2);
+    assert_eq!(
+        plan(&desired, &host.observed, host.now),
+        Step::Do(Action::AskToStop)
+    );
+    while host.step(&desired, Fate::Well) {}
+    assert_eq!(host.observed.process.unwrap().demand, 2);
 }

@@ -281,31 +281,7 @@ fn execute(
     durable: bool,
 ) -> Result<ExitCode, Failure> {
     let wants_tty = args.tty || (args.command.is_empty() && terminal::is_interactive());
-    let size = terminal::window_size().filter(|_| wants_tty);
-    let exec = Exec {
-        argv: args.command.iter().cloned().map(Into::into).collect(),
-        env: std::env::var("TERM")
-            .ok()
-            .filter(|_| size.is_some())
-            .map(|term| format!("TERM={term}").into())
-            .into_iter()
-            .collect(),
-        cwd: None,
-        tty: size,
-    };
-    let mut io = GuestIo {
-        mailbox,
-        tty: size.is_some(),
-        interrupts: 0,
-        left: None,
-    };
-    let raw = match size {
-        Some(_) => RawMode::enter()?,
-        None => None,
-    };
-    let result = client.exec(&exec, &mut io);
-    drop(raw);
-    let left = io.left.take();
+    let (result, left) = converse(client, &args.command, wants_tty, mailbox)?;
     let status = match (result, left) {
         (Ok(ExecOutcome::Exited(exit)), _) => ExitCode::from(exit.shell_status()),
         (Err(ClientError::ExecFailed { status, message }), _) => {
@@ -328,6 +304,41 @@ fn execute(
     }
     machine.handle().stop();
     Ok(status)
+}
+
+/// Runs a command, whose input and output are this process's, until it ends
+/// or is left.
+pub fn converse(
+    client: &mut AgentClient<UnixStream>,
+    command: &[String],
+    wants_tty: bool,
+    mailbox: &Mailbox,
+) -> Result<(Result<ExecOutcome, ClientError>, Option<Left>), Failure> {
+    let size = terminal::window_size().filter(|_| wants_tty);
+    let exec = Exec {
+        argv: command.iter().cloned().map(Into::into).collect(),
+        env: std::env::var("TERM")
+            .ok()
+            .filter(|_| size.is_some())
+            .map(|term| format!("TERM={term}").into())
+            .into_iter()
+            .collect(),
+        cwd: None,
+        tty: size,
+    };
+    let mut io = GuestIo {
+        mailbox,
+        tty: size.is_some(),
+        interrupts: 0,
+        left: None,
+    };
+    let raw = match size {
+        Some(_) => RawMode::enter()?,
+        None => None,
+    };
+    let result = client.exec(&exec, &mut io);
+    drop(raw);
+    Ok((result, io.left.take()))
 }
 
 /// Lets the guest write what it has to its disks. A guest that doesn't in time
@@ -366,8 +377,10 @@ fn lost(why: &str, tail: &ConsoleTail) -> Failure {
 }
 
 /// Why a command was left before its end.
-enum Left {
+pub enum Left {
+    /// The user wants this process to end.
     Signal(i32),
+    /// The machine ended.
     Ended(Outcome),
 }
 

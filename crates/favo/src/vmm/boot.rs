@@ -10,8 +10,8 @@ use std::sync::Arc;
 use favo_accel::MemoryBacking;
 use favo_block::{BlockImage, Format, OpenOptions};
 use favo_daemon::place::{Ending, ExitFile, MachineFile, Place};
+use favo_image::Store;
 use favo_image::initramfs::AgentMode;
-use favo_image::{ImageName, Store};
 use favo_thread::ThreadKind;
 use favo_types::ByteCount;
 use favo_vmm::engine::{self, Engine};
@@ -147,8 +147,8 @@ fn spec(
     cards: Vec<CardSpec>,
 ) -> Result<MachineSpec, Failure> {
     let store = Store::open_default().map_err(image_failure)?;
-    let name: ImageName = machine.image.parse()?;
-    let image = store.open_image(&name).map_err(image_failure)?;
+    let remembered = serde_json::from_slice(&std::fs::read(place.image())?)?;
+    let image = store.open_pinned(remembered).map_err(image_failure)?;
     let boot = guest::boot(&image, AgentMode::Boot, Some(&machine.name), None)?;
     let path = place.disk();
     let disk = DiskSource {

@@ -1,0 +1,122 @@
+//! `favo daemon` and `favo up`.
+
+use std::fs::File;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use favo_api::host::Host;
+use favo_client::{Client, ClientError};
+use favo_daemon::daemon::{self, Options};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::run::Accel;
+use crate::{Failure, exit};
+
+/// How long a daemon may take until it answers.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Runs the daemon in the foreground: the service manager's way.
+///
+/// It keeps instances as they should be, and serves the API on a socket in the
+/// state directory. Ending it leaves the machines running; the next one finds
+/// them.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  favo daemon                 until a signal ends it
+  favo up                     in the background, if it does not run yet")]
+pub struct Args {
+    /// Which engine runs the machines.
+    #[arg(long, value_enum, default_value_t, value_name = "ENGINE")]
+    accel: Accel,
+}
+
+/// Runs the subcommand.
+pub fn run(args: &Args) -> Result<ExitCode, Failure> {
+    use clap::ValueEnum;
+    let engine = args.accel.to_possible_value();
+    let engine = engine.map_or_else(String::new, |value| value.get_name().to_owned());
+    let options = Options {
+        state: favo_image::state_directory()?,
+        program: std::env::current_exe()?,
+        machine_options: vec!["--accel".to_owned(), engine],
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let end = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        daemon::run(options, end).await?;
+        Ok::<(), Failure>(())
+    })?;
+    // What blocks in a worker is looked at again by the next daemon.
+    runtime.shutdown_background();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Starts the daemon in the background, if it does not run yet.
+#[derive(clap::Args)]
+pub struct UpArgs {
+    /// Which engine runs the machines.
+    #[arg(long, value_enum, default_value_t, value_name = "ENGINE")]
+    accel: Accel,
+}
+
+/// `favo up`.
+pub fn up(args: &UpArgs) -> Result<ExitCode, Failure> {
+    use clap::ValueEnum;
+    let state = favo_image::state_directory()?;
+    let socket = daemon::socket(&state);
+    let client = Client::new(&socket)?;
+    if let Ok(host) = client.get::<Host>("/v1/host") {
+        println!("favo runs on {}: {} instances up", host.name, host.running);
+        return Ok(ExitCode::SUCCESS);
+    }
+    std::fs::create_dir_all(&state)?;
+    let path = state.join("daemon.log");
+    let log = File::options().create(true).append(true).open(&path)?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["-v", "daemon"]);
+    if let Some(engine) = args.accel.to_possible_value() {
+        command.args(["--accel", engine.get_name()]);
+    }
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        // The terminal's signals are not for it.
+        .process_group(0)
+        .spawn()?;
+    let begin = Instant::now();
+    loop {
+        match client.get::<Host>("/v1/host") {
+            Ok(host) => {
+                println!(
+                    "favo runs on {} now; its log is {}",
+                    host.name,
+                    path.display()
+                );
+                return Ok(ExitCode::SUCCESS);
+            }
+            Err(ClientError::NoDaemon { .. }) if begin.elapsed() < PATIENCE => {}
+            Err(error) => return Err(error.into()),
+        }
+        if let Some(status) = child.try_wait()? {
+            let message = format!(
+                "the daemon ended at once ({status}): see {}",
+                path.display()
+            );
+            return Err(Failure::with_status(message, exit::FAILED));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
