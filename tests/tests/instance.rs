@@ -309,7 +309,7 @@ fn a_storm_of_kills_leaves_everything_in_order() {
             // It may be in no state for it.
             match verb {
                 "launch" => {
-                    let size = ["--memory", "64M", "--no-wait"];
+                    let size = ["--memory", "96M", "--no-wait"];
                     cloud.try_run(&[&["launch", "minimal", &name][..], &size].concat());
                 }
                 "delete" if dice.roll(2) == 0 => {
