@@ -203,6 +203,44 @@ fn an_instance_is_made_used_and_deleted() {
     assert_eq!(left.count(), 0);
 }
 
+#[test]
+fn an_environment_is_applied_exported_and_applied_again() {
+    let Some(cloud) = Cloud::new() else { return };
+    let file = cloud.state.path().join("office.yaml");
+    let write = |cpus: u32, memory: &str| {
+        let text = format!(
+            "instances:\n- name: mail\n  spec: {{image: minimal, power: stopped, cpus: {cpus}, \
+             memory: {memory}}}\n- name: portal\n  spec: {{image: minimal, power: stopped}}\n"
+        );
+        std::fs::write(&file, text).unwrap();
+    };
+    let path = file.to_str().unwrap();
+    write(1, "512M");
+    assert!(
+        cloud
+            .run(&["apply", "-f", path, "--dry-run"])
+            .contains("mail is created")
+    );
+    assert_eq!(cloud.run(&["list", "-o", "name"]), "");
+    cloud.run(&["apply", "-f", path]);
+    assert_eq!(cloud.show("mail")["spec"]["memory"], 512 << 20);
+    write(2, "512M");
+    let said = cloud.run(&["apply", "-f", path]);
+    assert_eq!(said, "mail: cpus: 1 → 2\nportal is as it should be\n");
+    let exported = cloud.run(&["export"]);
+    std::fs::write(&file, exported).unwrap();
+    let said = cloud.run(&["apply", "-f", path]);
+    assert_eq!(said, "mail is as it should be\nportal is as it should be\n");
+    std::fs::write(&file, "instances: [{name: mail, spec: {image: other}}]").unwrap();
+    assert_eq!(cloud.status(&["apply", "-f", path]), Some(4));
+    std::fs::write(
+        &file,
+        "instances: [{name: mail, spec: {image: other, cpu: 1}}]",
+    )
+    .unwrap();
+    assert_eq!(cloud.status(&["apply", "-f", path]), Some(1));
+}
+
 /// The fields programs may depend on: they are only added to.
 #[test]
 fn the_fields_of_an_instance_are_stable() {

@@ -12,6 +12,7 @@ pub mod event;
 pub mod host;
 pub mod image;
 pub mod instance;
+pub mod sign_in;
 pub mod task;
 
 use serde::{Deserialize, Serialize};

@@ -1,15 +1,17 @@
 //! The daemon: its store, its reconciler, its socket.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use favo_store::{EmbeddedOptions, EmbeddedStore, OpenError};
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 
 use crate::host_runner::HostRunner;
-use crate::http::{Api, router};
+use crate::http::access::Access;
+use crate::http::{Api, guarded, router};
 use crate::reconciler::Reconciler;
 use crate::records::Records;
 use crate::service::{Service, ServiceError};
@@ -23,6 +25,9 @@ pub struct Options {
     pub program: PathBuf,
     /// Options of `vmm boot`.
     pub machine_options: Vec<String>,
+    /// Where the page is served, and the API for those who have its token;
+    /// another free port, if this one is taken.
+    pub listen: Option<SocketAddr>,
 }
 
 /// Why a daemon can't run.
@@ -38,6 +43,14 @@ pub enum DaemonError {
         action: &'static str,
         /// On what.
         path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// The page.
+    #[error("serving the page on {address}: {source}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
         /// What the host said.
         source: io::Error,
     },
@@ -98,12 +111,47 @@ pub async fn run(
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
         .map_err(failed("protecting", &path))?;
     tracing::info!("the API is at {}", path.display());
-    let served = axum::serve(listener, router(Api { service, state }))
+    let mut api = Api {
+        service,
+        state,
+        access: None,
+    };
+    if let Some(address) = options.listen {
+        let (listener, access) = listen(&api.state, address).await?;
+        tracing::info!("the page is at http://{}", access.host());
+        api.access = Some(access.clone());
+        let page = guarded(api.clone(), access);
+        tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, page).await {
+                tracing::error!(%error, "the page is served no longer");
+            }
+        });
+    }
+    let served = axum::serve(listener, router(api))
         .with_graceful_shutdown(end)
         .await;
     let removed = std::fs::remove_file(&path);
     served.map_err(failed("serving", &path))?;
     removed.map_err(failed("removing", &path))
+}
+
+/// A listener for the page. Only this host may reach it: there is no TLS yet.
+async fn listen(state: &Path, address: SocketAddr) -> Result<(TcpListener, Access), DaemonError> {
+    let failed = |source| DaemonError::Listen { address, source };
+    if !address.ip().is_loopback() {
+        let message = "only addresses of this host are served, for there is no TLS yet";
+        return Err(failed(io::Error::other(message)));
+    }
+    let listener = match TcpListener::bind(address).await {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            TcpListener::bind(SocketAddr::new(address.ip(), 0)).await
+        }
+        other => other,
+    };
+    let listener = listener.map_err(failed)?;
+    let host = listener.local_addr().map_err(failed)?.to_string();
+    let access = Access::open(state, &host).map_err(failed)?;
+    Ok((listener, access))
 }
 
 /// Whether the host was started since the last daemon of this state.

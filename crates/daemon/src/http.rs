@@ -4,10 +4,12 @@
 //! from them. Every response has an `x-request-id`; every failure the one body
 //! ([`favo_api::error::ErrorBody`]).
 
+pub mod access;
 mod error;
 mod events;
 mod instances;
 mod observe;
+mod page;
 mod streams;
 
 use std::path::PathBuf;
@@ -34,6 +36,8 @@ pub struct Api {
     pub service: Arc<Service<HostRunner>>,
     /// Where the state is.
     pub state: PathBuf,
+    /// Who may use it over TCP, if it is served there.
+    pub access: Option<access::Access>,
 }
 
 #[derive(OpenApi)]
@@ -61,6 +65,8 @@ fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(observe::task))
         .routes(routes!(observe::metrics))
         .routes(routes!(events::watch))
+        .routes(routes!(access::link))
+        .routes(routes!(access::sign_in))
 }
 
 /// The description of the API, as OpenAPI 3.1 in JSON.
@@ -74,6 +80,10 @@ pub fn openapi() -> Result<String, serde_json::Error> {
 
 /// The handlers.
 pub fn router(api: Api) -> Router {
+    handlers(api).layer(middleware::from_fn(account))
+}
+
+fn handlers(api: Api) -> Router {
     let (router, description) = routes().split_for_parts();
     let description = Arc::new(description);
     router
@@ -83,8 +93,15 @@ pub fn router(api: Api) -> Router {
         )
         .fallback(error::no_route)
         .method_not_allowed_fallback(error::no_method)
-        .layer(middleware::from_fn(account))
         .with_state(api)
+}
+
+/// The same over TCP, with the page, for those who may.
+pub fn guarded(api: Api, access: access::Access) -> Router {
+    handlers(api)
+        .merge(page::routes())
+        .layer(middleware::from_fn_with_state(access, access::check))
+        .layer(middleware::from_fn(account))
 }
 
 /// Gives each request an id, and an audit line to each that changes something.

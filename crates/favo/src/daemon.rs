@@ -1,18 +1,22 @@
 //! `favo daemon` and `favo up`.
 
 use std::fs::File;
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use favo_api::host::Host;
-use favo_client::{Client, ClientError};
+use favo_api::sign_in::SignInLink;
+use favo_client::{Client, ClientError, Method};
 use favo_daemon::daemon::{self, Options};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::run::Accel;
 use crate::{Failure, exit};
 
+/// Where the page is, unless somebody says otherwise.
+const PAGE: &str = "127.0.0.1:8420";
 /// How long a daemon may take until it answers.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -30,6 +34,12 @@ pub struct Args {
     /// Which engine runs the machines.
     #[arg(long, value_enum, default_value_t, value_name = "ENGINE")]
     accel: Accel,
+    /// Where the page is served, to this host only; a free port, if this one is taken.
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = PAGE)]
+    listen: SocketAddr,
+    /// Serve no page, and nothing over TCP.
+    #[arg(long)]
+    no_page: bool,
 }
 
 /// Runs the subcommand.
@@ -41,6 +51,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Failure> {
         state: favo_image::state_directory()?,
         program: std::env::current_exe()?,
         machine_options: vec!["--accel".to_owned(), engine],
+        listen: Some(args.listen).filter(|_| !args.no_page),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -79,7 +90,7 @@ pub fn up(args: &UpArgs) -> Result<ExitCode, Failure> {
     let client = Client::new(&socket)?;
     if let Ok(host) = client.get::<Host>("/v1/host") {
         println!("favo runs on {}: {} instances up", host.name, host.running);
-        return Ok(ExitCode::SUCCESS);
+        return invite(&client);
     }
     std::fs::create_dir_all(&state)?;
     let path = state.join("daemon.log");
@@ -105,7 +116,7 @@ pub fn up(args: &UpArgs) -> Result<ExitCode, Failure> {
                     host.name,
                     path.display()
                 );
-                return Ok(ExitCode::SUCCESS);
+                return invite(&client);
             }
             Err(ClientError::NoDaemon { .. }) if begin.elapsed() < PATIENCE => {}
             Err(error) => return Err(error.into()),
@@ -119,4 +130,13 @@ pub fn up(args: &UpArgs) -> Result<ExitCode, Failure> {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Prints a link to the page, if it is served.
+fn invite(client: &Client) -> Result<ExitCode, Failure> {
+    match client.ask::<(), SignInLink>(Method::POST, "/v1/sign-in-links", None) {
+        Ok(link) => println!("sign in once, within ten minutes: {}", link.url),
+        Err(error) => eprintln!("{error}"),
+    }
+    Ok(ExitCode::SUCCESS)
 }

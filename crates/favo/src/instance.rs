@@ -1,6 +1,7 @@
 //! Instances: `favo launch`, `list`, `start`, `exec` and the other verbs at
 //! the top. Each asks the daemon; none does anything itself.
 
+mod apply;
 mod change;
 mod form;
 mod session;
@@ -82,6 +83,16 @@ Examples:
   favo set web --cpus 4 --memory 4G
   favo set web --protect=true --label role=web --label old-")]
     Set(change::SetArgs),
+    /// Make instances as a YAML file has them.
+    #[command(after_help = "\
+Examples:
+  favo apply -f office.yaml --dry-run       what would be done
+  favo apply -f office.yaml
+  favo export | ssh other favo apply -f -")]
+    Apply(apply::ApplyArgs),
+    /// Print instances as a YAML file for favo apply.
+    #[command(after_help = "Examples:\n  favo export web mail >office.yaml")]
+    Export(apply::ExportArgs),
     /// Run a command in an instance, by its agent.
     #[command(after_help = "\
 Examples:
@@ -129,6 +140,8 @@ pub fn run(verb: Verb) -> Result<ExitCode, Failure> {
         Verb::Delete(args) => change::delete(&args),
         Verb::Undelete(args) => change::act(&args, Action::Undelete),
         Verb::Set(args) => change::set(&args),
+        Verb::Apply(args) => apply::apply(&args),
+        Verb::Export(args) => apply::export(&args),
         Verb::Exec(args) => session::exec(&args),
         Verb::Shell(args) => session::shell(&args),
         Verb::Console(args) => session::console(&args),

@@ -18,7 +18,14 @@ fn api() -> (Router, tempfile::TempDir) {
     let reconciler = Reconciler::new(records.clone(), runner);
     let service = Arc::new(Service::new(records, reconciler));
     let state = directory.path().to_owned();
-    (router(Api { service, state }), directory)
+    (
+        router(Api {
+            service,
+            state,
+            access: None,
+        }),
+        directory,
+    )
 }
 
 async fn ask(
@@ -129,6 +136,78 @@ async fn what_is_there_can_be_looked_at() {
     let bytes = response.into_body().collect().await.unwrap().to_bytes();
     let text = String::from_utf8(bytes.to_vec()).unwrap();
     assert!(text.contains("# TYPE favo_host_memory_bytes gauge\nfavo_host_memory_bytes "));
+}
+
+#[tokio::test]
+async fn over_tcp_only_the_owner_gets_in() {
+    let (_, directory) = api();
+    let store = EmbeddedStore::open(&directory.path().join("s"), &EmbeddedOptions::default());
+    let records = Records::new(Arc::new(store.unwrap())).unwrap();
+    let runner = HostRunner::new(directory.path(), "/bin/false", Vec::new());
+    let reconciler = Reconciler::new(records.clone(), runner);
+    let host = "127.0.0.1:8420";
+    let access = access::Access::open(directory.path(), host).unwrap();
+    let api = Api {
+        service: Arc::new(Service::new(records, reconciler)),
+        state: directory.path().to_owned(),
+        access: Some(access.clone()),
+    };
+    let (socket, tcp) = (router(api.clone()), guarded(api, access));
+    let token = std::fs::read_to_string(directory.path().join("token")).unwrap();
+    let bearer = format!("Bearer {}", token.trim());
+    let longer = format!("{bearer}0");
+    let path = "/v1/host";
+    for (headers, status) in [
+        (vec![], 403),
+        (vec![("host", host)], 401),
+        (
+            vec![("host", host), ("authorization", bearer.as_str())],
+            200,
+        ),
+        (
+            vec![("host", host), ("authorization", longer.as_str())],
+            401,
+        ),
+        (vec![("host", host), ("authorization", "Bearer ")], 401),
+        (vec![("host", host), ("cookie", "favo_session=0")], 401),
+        (
+            vec![("host", "evil.example"), ("authorization", bearer.as_str())],
+            403,
+        ),
+        (
+            vec![
+                ("host", host),
+                ("authorization", bearer.as_str()),
+                ("origin", "http://evil.example"),
+            ],
+            403,
+        ),
+    ] {
+        let (found, _, answer) = ask(&tcp, "GET", path, &headers, None).await;
+        assert_eq!(found.as_u16(), status, "{headers:?} {answer}");
+        if status != 200 {
+            assert_eq!(answer["code"], "denied");
+        }
+    }
+    // The files of the page are nobody's secret; a link works once.
+    let here = [("host", host)];
+    assert_eq!(ask(&tcp, "GET", "/", &here, None).await.0, StatusCode::OK);
+    let (status, _, link) = ask(&socket, "POST", "/v1/sign-in-links", &[], None).await;
+    assert_eq!(status, StatusCode::CREATED);
+    let (_, code) = link["url"].as_str().unwrap().split_once("#code=").unwrap();
+    let body = || Some(json!({ "code": code }));
+    let (status, headers, _) = ask(&tcp, "POST", "/v1/sign-in", &here, body()).await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    let cookie = headers["set-cookie"].to_str().unwrap();
+    assert!(cookie.contains("HttpOnly") && cookie.contains("SameSite=Strict"));
+    let session = cookie.split(';').next().unwrap();
+    let with_session = [("host", host), ("cookie", session)];
+    assert_eq!(
+        ask(&tcp, "GET", path, &with_session, None).await.0,
+        StatusCode::OK
+    );
+    let (status, ..) = ask(&tcp, "POST", "/v1/sign-in", &here, body()).await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
 }
 
 /// The description in the repository is the one the handlers give:

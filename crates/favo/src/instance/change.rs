@@ -309,7 +309,7 @@ fn each(
 }
 
 /// Waits for what was asked for.
-fn wait_for(client: &Daemon, accepted: &Accepted) -> Result<(), Failure> {
+pub fn wait_for(client: &Daemon, accepted: &Accepted) -> Result<(), Failure> {
     let Some(task) = &accepted.task else {
         return Ok(());
     };
