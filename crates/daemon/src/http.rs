@@ -41,10 +41,15 @@ pub struct Api {
 }
 
 #[derive(OpenApi)]
-#[openapi(info(
-    title = "favo",
-    description = "The API of a favo daemon. Over a Unix socket it belongs to the user who runs the daemon."
-))]
+#[openapi(
+    info(
+        title = "favo",
+        description = "The API of a favo daemon. Over a Unix socket it belongs to the user who \
+                       runs the daemon; over TCP requests need the token in the state directory."
+    ),
+    // Those of paths are not found by themselves.
+    components(schemas(favo_api::instance::Action))
+)]
 struct Description;
 
 fn routes() -> OpenApiRouter<Api> {

@@ -220,9 +220,32 @@ fn the_committed_openapi_is_current() {
         std::fs::create_dir_all(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs")).unwrap();
         std::fs::write(path, &now).unwrap();
     }
+    let description: Value = serde_json::from_str(&now).unwrap();
+    for reference in references(&description) {
+        let pointer = reference.strip_prefix('#').unwrap();
+        assert!(
+            description.pointer(pointer).is_some(),
+            "{reference} leads nowhere"
+        );
+    }
     let committed = std::fs::read_to_string(path).unwrap_or_default();
     assert!(
         committed == now,
         "docs/openapi.json is not what the handlers say"
     );
+}
+
+/// What an OpenAPI document refers to inside itself.
+fn references(value: &Value) -> Vec<String> {
+    match value {
+        Value::Object(fields) => fields
+            .iter()
+            .flat_map(|(name, value)| match (name.as_str(), value) {
+                ("$ref", Value::String(reference)) => vec![reference.clone()],
+                _ => references(value),
+            })
+            .collect(),
+        Value::Array(items) => items.iter().flat_map(references).collect(),
+        _ => Vec::new(),
+    }
 }
