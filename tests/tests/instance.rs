@@ -146,6 +146,7 @@ fn an_instance_is_made_used_and_deleted() {
     assert_eq!(output.status.code(), Some(9));
     assert_eq!(String::from_utf8_lossy(&output.stdout), "web\n");
     assert_eq!(String::from_utf8_lossy(&output.stderr), "no\n");
+    files_go_in_and_out(&cloud);
     // What it wrote is there after it was stopped.
     cloud.run(&[
         "exec",
@@ -239,6 +240,36 @@ fn an_environment_is_applied_exported_and_applied_again() {
     )
     .unwrap();
     assert_eq!(cloud.status(&["apply", "-f", path]), Some(1));
+}
+
+fn files_go_in_and_out(cloud: &Cloud) {
+    let here = tempfile::tempdir().unwrap();
+    let tree = here.path().join("tree");
+    std::fs::create_dir_all(tree.join("deep/er")).unwrap();
+    let large: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_le_bytes).collect();
+    std::fs::write(tree.join("deep/er/large"), &large).unwrap();
+    std::os::unix::fs::symlink("deep/er/large", tree.join("link")).unwrap();
+    let path = |name: &str| here.path().join(name).to_str().unwrap().to_owned();
+    // Beside nothing it gets the name, in a directory it keeps its own.
+    cloud.run(&["cp", &path("tree"), "web:/root/wood"]);
+    cloud.run(&["cp", &path("tree"), "web:/root/wood"]);
+    let inside = cloud.run(&["exec", "web", "--", "ls", "/root/wood"]);
+    assert_eq!(inside, "deep\nlink\ntree\n");
+    cloud.run(&["cp", "web:/root/wood", &path("back")]);
+    let back = here.path().join("back");
+    assert!(std::fs::read(back.join("tree/deep/er/large")).unwrap() == large);
+    let link = std::fs::read_link(back.join("link")).unwrap();
+    assert_eq!(link, Path::new("deep/er/large"));
+    cloud.run(&["cp", "web:/root/wood/link", here.path().to_str().unwrap()]);
+    let missing = cloud.try_run(&["cp", "web:/root/none", &path("none")]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("none"));
+    assert!(!here.path().join("none").exists());
+    assert_eq!(cloud.status(&["cp", "a", "b"]), Some(1));
+    // Nothing is left beside.
+    let left = std::fs::read_dir(here.path()).unwrap();
+    let left: BTreeSet<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["back", "link", "tree"].map(Into::into).into());
 }
 
 /// The fields programs may depend on: they are only added to.

@@ -3,6 +3,7 @@
 
 mod apply;
 mod change;
+mod copy;
 mod form;
 mod session;
 mod show;
@@ -102,6 +103,12 @@ Examples:
     /// Open a shell in an instance.
     #[command(after_help = "Examples:\n  favo shell web")]
     Shell(session::ShellArgs),
+    /// Copy files and directories into an instance, or out of it.
+    #[command(after_help = "\
+Examples:
+  favo cp site web:/var/www            the directory becomes /var/www/site, or /var/www if none
+  favo cp web:/etc/nginx nginx-of-web")]
+    Cp(copy::CopyArgs),
     /// Join the terminal to an instance's console; Ctrl-] leaves it.
     #[command(after_help = "Examples:\n  favo console web")]
     Console(session::ConsoleArgs),
@@ -144,6 +151,7 @@ pub fn run(verb: Verb) -> Result<ExitCode, Failure> {
         Verb::Export(args) => apply::export(&args),
         Verb::Exec(args) => session::exec(&args),
         Verb::Shell(args) => session::shell(&args),
+        Verb::Cp(args) => copy::copy(&args),
         Verb::Console(args) => session::console(&args),
         Verb::Logs(args) => session::logs(&args),
         Verb::Wait(args) => session::wait(&args),

@@ -72,7 +72,7 @@ fn run(name: &str, command: &[String], tty: bool) -> Result<ExitCode, Failure> {
 }
 
 /// A connection to the agent of an instance's guest.
-fn agent(client: &Daemon, name: &str) -> Result<AgentClient<UnixStream>, Failure> {
+pub fn agent(client: &Daemon, name: &str) -> Result<AgentClient<UnixStream>, Failure> {
     // For the nearest name, if there is none.
     get(client, name)?;
     let stream = client.upgrade(&format!("/v1/instances/{name}/agent"), "favo-agent")?;
