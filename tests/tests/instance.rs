@@ -180,6 +180,13 @@ fn an_instance_is_made_used_and_deleted() {
         assert!(begin.elapsed() < Duration::from_secs(60));
         std::thread::sleep(Duration::from_millis(100));
     }
+    // Shells complete its name.
+    let mut complete = favo(cloud.state.path());
+    complete
+        .args(["--", "favo", "stop", "w"])
+        .env("COMPLETE", "bash");
+    let output = complete.env("_CLAP_COMPLETE_INDEX", "2").output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "web");
     // Names are said in every form.
     assert_eq!(cloud.run(&["list", "-o", "name"]), "web\n");
     let yaml = cloud.run(&["list", "-o", "yaml"]);
@@ -444,4 +451,29 @@ fn settle(cloud: &Cloud) {
         assert!(begin.elapsed() < Duration::from_secs(180), "{listed:#}");
         std::thread::sleep(Duration::from_millis(200));
     }
+}
+
+#[test]
+fn shells_and_man_have_what_they_need() {
+    let directory = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish"] {
+        let output = favo(directory.path())
+            .args(["completion", shell])
+            .output()
+            .unwrap();
+        let script = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(
+            output.status.success() && script.contains("COMPLETE"),
+            "{script}"
+        );
+    }
+    let pages = directory.path().join("man");
+    let status = favo(directory.path())
+        .arg("man")
+        .arg(&pages)
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let launch = std::fs::read_to_string(pages.join("favo-launch.1")).unwrap();
+    assert!(launch.starts_with(".") && launch.contains("favo launch debian:12 web"));
 }

@@ -12,6 +12,7 @@ use favo_client::{Client, ClientError, Method};
 use favo_daemon::daemon::{self, Options};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::output::print_line;
 use crate::run::Accel;
 use crate::{Failure, exit};
 
@@ -89,7 +90,10 @@ pub fn up(args: &UpArgs) -> Result<ExitCode, Failure> {
     let socket = daemon::socket(&state);
     let client = Client::new(&socket)?;
     if let Ok(host) = client.get::<Host>("/v1/host") {
-        println!("favo runs on {}: {} instances up", host.name, host.running);
+        print_line(&format!(
+            "favo runs on {}: {} instances up",
+            host.name, host.running
+        ));
         return invite(&client);
     }
     std::fs::create_dir_all(&state)?;
@@ -111,11 +115,11 @@ pub fn up(args: &UpArgs) -> Result<ExitCode, Failure> {
     loop {
         match client.get::<Host>("/v1/host") {
             Ok(host) => {
-                println!(
+                print_line(&format!(
                     "favo runs on {} now; its log is {}",
                     host.name,
                     path.display()
-                );
+                ));
                 return invite(&client);
             }
             Err(ClientError::NoDaemon { .. }) if begin.elapsed() < PATIENCE => {}
@@ -135,7 +139,7 @@ pub fn up(args: &UpArgs) -> Result<ExitCode, Failure> {
 /// Prints a link to the page, if it is served.
 fn invite(client: &Client) -> Result<ExitCode, Failure> {
     match client.ask::<(), SignInLink>(Method::POST, "/v1/sign-in-links", None) {
-        Ok(link) => println!("sign in once, within ten minutes: {}", link.url),
+        Ok(link) => print_line(&format!("sign in once, within ten minutes: {}", link.url)),
         Err(error) => eprintln!("{error}"),
     }
     Ok(ExitCode::SUCCESS)

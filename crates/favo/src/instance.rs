@@ -163,10 +163,11 @@ pub fn run(verb: Verb) -> Result<ExitCode, Failure> {
 
 /// The daemon of this state directory. Its refusals have the exit statuses of
 /// their codes.
-struct Daemon(Client);
+pub struct Daemon(Client);
 
 impl Daemon {
-    fn of_state() -> Result<Self, Failure> {
+    /// Nothing is sent yet.
+    pub fn of_state() -> Result<Self, Failure> {
         let state = favo_image::state_directory()?;
         Ok(Self(Client::new(&favo_daemon::daemon::socket(&state))?))
     }
@@ -191,6 +192,12 @@ impl Daemon {
     fn upgrade(&self, path: &str, protocol: &str) -> Result<UnixStream, Failure> {
         self.0.upgrade(path, protocol).map_err(refused)
     }
+}
+
+/// The names of all instances.
+pub fn names(daemon: &Daemon) -> Result<Vec<String>, Failure> {
+    let all = show::all(daemon)?.into_iter();
+    Ok(all.map(|instance| instance.name).collect())
 }
 
 fn refused(error: ClientError) -> Failure {

@@ -5,6 +5,7 @@
 //! status; [`exit`] lists the statuses.
 #![forbid(unsafe_code)]
 
+mod completion;
 mod daemon;
 mod doctor;
 mod exit;
@@ -55,11 +56,16 @@ enum Command {
     Vmm(vmm::Args),
     /// Explain what a network does with a packet.
     Net(net::Args),
+    /// Print what a shell needs to complete favo's commands, and names.
+    Completion(completion::Args),
+    /// Write manual pages.
+    Man(completion::ManArgs),
     /// Say what this host can do, and which engine favo would use.
     Doctor(doctor::Args),
 }
 
 fn main() -> ExitCode {
+    completion::answer();
     let cli = Cli::parse();
     start_log(cli.verbose);
     raise_descriptor_limit();
@@ -71,6 +77,8 @@ fn main() -> ExitCode {
         Command::Image(args) => image::run(args),
         Command::Vmm(args) => vmm::run(args),
         Command::Net(args) => net::run(args),
+        Command::Completion(args) => completion::run(&args),
+        Command::Man(args) => completion::man(&args),
         Command::Doctor(args) => doctor::run(args),
     };
     outcome.unwrap_or_else(|failure| {

@@ -163,7 +163,7 @@ fn difference(name: &str, is: &Spec, shall: &Spec) -> Result<Step, Failure> {
 #[derive(clap::Args)]
 pub struct ExportArgs {
     /// Which; all, if none is named.
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = clap_complete::ArgValueCandidates::new(crate::completion::instances))]
     names: Vec<String>,
 }
 

@@ -140,7 +140,7 @@ fn free_name(client: &Daemon, image: &str) -> Result<String, Failure> {
 #[derive(clap::Args)]
 pub struct NamesArgs {
     /// Which.
-    #[arg(required = true, value_name = "NAME")]
+    #[arg(required = true, value_name = "NAME", add = clap_complete::ArgValueCandidates::new(crate::completion::instances))]
     names: Vec<String>,
     #[command(flatten)]
     waiting: WaitingArgs,
@@ -202,6 +202,7 @@ pub fn delete(args: &DeleteArgs) -> Result<ExitCode, Failure> {
 #[derive(clap::Args)]
 pub struct SetArgs {
     /// Which.
+    #[arg(add = clap_complete::ArgValueCandidates::new(crate::completion::instances))]
     name: String,
     /// Virtual processors.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]

@@ -30,6 +30,7 @@ const TIMED_OUT: u8 = 124;
 #[derive(clap::Args)]
 pub struct ExecArgs {
     /// Which.
+    #[arg(add = clap_complete::ArgValueCandidates::new(crate::completion::instances))]
     name: String,
     /// Give the command a terminal.
     #[arg(short, long)]
@@ -48,6 +49,7 @@ pub fn exec(args: &ExecArgs) -> Result<ExitCode, Failure> {
 #[derive(clap::Args)]
 pub struct ShellArgs {
     /// Which.
+    #[arg(add = clap_complete::ArgValueCandidates::new(crate::completion::instances))]
     name: String,
 }
 
@@ -86,6 +88,7 @@ pub fn agent(client: &Daemon, name: &str) -> Result<AgentClient<UnixStream>, Fai
 #[derive(clap::Args)]
 pub struct ConsoleArgs {
     /// Which.
+    #[arg(add = clap_complete::ArgValueCandidates::new(crate::completion::instances))]
     name: String,
 }
 
@@ -144,6 +147,7 @@ fn join(mut stream: &UnixStream, interactive: bool) -> std::io::Result<()> {
 #[derive(clap::Args)]
 pub struct LogsArgs {
     /// Which.
+    #[arg(add = clap_complete::ArgValueCandidates::new(crate::completion::instances))]
     name: String,
 }
 
@@ -162,7 +166,7 @@ pub fn logs(args: &LogsArgs) -> Result<ExitCode, Failure> {
 #[derive(clap::Args)]
 pub struct WaitArgs {
     /// Which.
-    #[arg(required = true, value_name = "NAME")]
+    #[arg(required = true, value_name = "NAME", add = clap_complete::ArgValueCandidates::new(crate::completion::instances))]
     names: Vec<String>,
     /// Until when.
     #[arg(long = "for", value_enum, value_name = "CONDITION")]

@@ -105,6 +105,7 @@ fn age(since: Timestamp) -> String {
 #[derive(clap::Args)]
 pub struct ShowArgs {
     /// Which.
+    #[arg(add = clap_complete::ArgValueCandidates::new(crate::completion::instances))]
     name: String,
     #[command(flatten)]
     form: FormArgs,
