@@ -18,6 +18,8 @@ const HEADERS: usize = 14 + 20 + 20;
 /// The window told: 3 MiB, in units of 128 bytes; less than a queue holds.
 const WINDOW: u16 = 24_576;
 const SCALE: u8 = 7;
+/// Nothing acknowledged for so long is a defect, and said with what is known.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// The most under way, bytes.
 const IN_FLIGHT: u32 = 2 << 20;
 /// The most under way, frames.
@@ -171,7 +173,9 @@ impl Guest {
             }
             let flagged = u32::from(flags & (SYN | FIN) != 0);
             self.expected = self.expected.wrapping_add(length as u32 + flagged);
-            if flags & ACK != 0 {
+            // What was sent again late acknowledges less than is known.
+            let newer = word(42).wrapping_sub(self.acknowledged) as i32 >= 0;
+            if flags & ACK != 0 && newer {
                 self.acknowledged = word(42);
                 let scale = if flags & SYN == 0 { self.scale } else { 0 };
                 self.window = u32::from(u16::from_be_bytes([frame[48], frame[49]])) << scale;
@@ -223,7 +227,16 @@ impl Guest {
 
     /// Sends until `end`.
     pub fn pour(&mut self, end: Instant) -> io::Result<()> {
+        let mut progress = (Instant::now(), self.acknowledged);
         while Instant::now() < end {
+            if progress.1 != self.acknowledged {
+                progress = (Instant::now(), self.acknowledged);
+            } else if progress.0.elapsed() > PATIENCE {
+                return Err(io::Error::other(format!(
+                    "it stands still: {} sent, {} acknowledged, a window of {}",
+                    self.sequence, self.acknowledged, self.window
+                )));
+            }
             // No more frames than a queue takes, however short they are.
             let window = self.window.min(IN_FLIGHT).min(FRAMES * self.length as u32);
             loop {
@@ -240,7 +253,7 @@ impl Guest {
                 any = true;
             }
             if !any {
-                self.wait(end)?;
+                self.wait(end.min(Instant::now() + PATIENCE / 4))?;
             }
         }
         self.send(FIN | ACK, &[], 0);
