@@ -228,7 +228,7 @@ fn made(image: &StoredImage, format: Format) -> Result<(), Failure> {
 
 fn list(store: &Store, format: Format) -> Result<(), Failure> {
     let images = store.list().map_err(image_failure)?;
-    let headings = ["name", "kernel", "disk", "stored", "created"];
+    let headings = ["name", "kernel", "disk", "stored", "created (utc)"];
     output::print_list(format, &images, &headings, |image| {
         let manifest = &image.manifest;
         vec![
@@ -236,7 +236,7 @@ fn list(store: &Store, format: Format) -> Result<(), Failure> {
             kernel(image),
             manifest.disk.image.size.to_string(),
             manifest.disk.stored.to_string(),
-            manifest.created.to_string(),
+            minute(manifest.created),
         ]
     })?;
     Ok(())
@@ -263,7 +263,7 @@ fn show(image: &StoredImage) {
         ("disk", manifest.disk.image.size.to_string()),
         ("stored", manifest.disk.stored.to_string()),
         ("root", root),
-        ("created", manifest.created.to_string()),
+        ("created", minute(manifest.created)),
         ("source", manifest.provenance.source.clone()),
         ("packages", manifest.provenance.packages.len().to_string()),
     ] {
@@ -285,4 +285,9 @@ pub fn image_failure(error: ImageError) -> Failure {
         None => error.to_string(),
     };
     Failure::with_status(message, status)
+}
+
+/// A time as people read it, in UTC; programs have all of it in JSON.
+fn minute(time: jiff::Timestamp) -> String {
+    time.strftime("%Y-%m-%d %H:%M").to_string()
 }
