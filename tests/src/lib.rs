@@ -37,6 +37,20 @@ pub fn favo(state: &Path) -> Command {
     command
 }
 
+/// Builds an image, or prints why that can't be done here.
+pub fn has_image(state: &Path, image: &str) -> bool {
+    let output = favo(state).args(["image", "build", image]).output();
+    let output = output.expect("favo can be started");
+    let error = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() {
+        return true;
+    }
+    let is_missing = error.contains("not installed") || error.contains("not configured");
+    assert!(is_missing, "{error}");
+    println!("skipped: {error}");
+    false
+}
+
 /// `mov dx, port; mov al, value; out dx, al`
 pub fn out(port: u16, value: u8) -> Vec<u8> {
     let [low, high] = port.to_le_bytes();

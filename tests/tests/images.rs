@@ -4,24 +4,11 @@
 use std::path::Path;
 use std::process::{Output, Stdio};
 
-use favo_e2e::favo;
+use favo_e2e::{favo, has_image};
 
 fn run(state: &Path, arguments: &[&str]) -> Output {
     let output = favo(state).args(arguments).stdin(Stdio::null()).output();
     output.unwrap()
-}
-
-/// Builds an image, or says why that can't be done here.
-fn build(state: &Path, image: &str) -> bool {
-    let output = run(state, &["image", "build", image]);
-    let error = String::from_utf8_lossy(&output.stderr);
-    if output.status.success() {
-        return true;
-    }
-    let is_missing = error.contains("not installed") || error.contains("not configured");
-    assert!(is_missing, "{error}");
-    println!("skipped: {error}");
-    false
 }
 
 fn check(output: &Output, status: i32) -> String {
@@ -34,7 +21,7 @@ fn check(output: &Output, status: i32) -> String {
 #[test]
 fn minimal_runs_commands() {
     let directory = tempfile::tempdir().unwrap();
-    if !build(directory.path(), "minimal") {
+    if !has_image(directory.path(), "minimal") {
         return;
     }
     let script = "echo out; echo err >&2; exit 7";
@@ -54,7 +41,7 @@ fn minimal_runs_commands() {
 #[test]
 fn debian_12_runs_commands() {
     let directory = tempfile::tempdir().unwrap();
-    if !build(directory.path(), "debian:12") {
+    if !has_image(directory.path(), "debian:12") {
         return;
     }
     let script = "apt-get --version && nproc && dmesg | tail -3; exit 7";

@@ -8,28 +8,12 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use favo_e2e::trace::{Trace, stopped};
-use favo_e2e::{FOREVER, elf, favo, favo_program, power_off, say};
+use favo_e2e::{FOREVER, elf, favo, favo_program, has_image, power_off, say};
 use favo_sandbox::table::{ANY, Action, own};
 use favo_thread::ThreadKind;
 use rustix::process::{Pid, Signal, kill_process};
 
 const REFUSED: i32 = favo_sandbox::violation::STATUS as i32;
-
-/// Builds the small image, or says why that can't be done here.
-fn build(state: &Path) -> bool {
-    let output = favo(state)
-        .args(["image", "build", "minimal"])
-        .output()
-        .unwrap();
-    let error = String::from_utf8_lossy(&output.stderr);
-    if output.status.success() {
-        return true;
-    }
-    let is_missing = error.contains("not installed") || error.contains("not configured");
-    assert!(is_missing, "{error}");
-    println!("skipped: {error}");
-    false
-}
 
 fn kernel(directory: &Path, code: &[u8]) -> PathBuf {
     let path = directory.join("kernel");
@@ -242,8 +226,8 @@ fn no_rule_is_idle_and_none_is_missing() {
     let state = directory.path();
     let mut trace = Trace::default();
     bare_guests(state, &mut trace);
-    let has_image = build(state);
-    if has_image {
+    let is_built = has_image(state, "minimal");
+    if is_built {
         disks_and_network(state, &mut trace);
         shared_network(state, &mut trace);
         control_socket(state, &mut trace);
@@ -288,7 +272,7 @@ fn no_rule_is_idle_and_none_is_missing() {
         );
     }
     assert!(trace.missing.is_empty(), "{:#?}", trace.missing);
-    if has_image {
+    if is_built {
         assert!(without_reason.is_empty(), "{without_reason:#?}");
     }
 }

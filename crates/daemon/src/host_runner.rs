@@ -89,8 +89,10 @@ impl HostRunner {
     async fn ask(&self, uid: &str, request: Request) -> Result<(), RunnerError> {
         let place = self.place(uid);
         self.blocking(move |_| {
-            let mut client = Client::connect(&place.control())?;
-            client.ask(&request)?;
+            // A process that has ended is seen at the next look.
+            if let Some(mut client) = reach(&place)? {
+                client.ask(&request)?;
+            }
             Ok(())
         })
         .await
@@ -215,12 +217,15 @@ impl HostRunner {
     /// Ends the process: as it likes it, and then as it doesn't.
     fn kill_now(&self, uid: &str) -> Result<(), RunnerError> {
         let place = self.place(uid);
-        let Some(status) = status(&place) else {
-            // Its socket is gone: it is ending.
-            return self.wait_for_end(&place, None);
+        let Some(mut client) = reach(&place)? else {
+            return Ok(());
         };
-        let process = process(&place, status.pid)?;
-        match Client::connect(&place.control()).and_then(|mut client| client.ask(&Request::Stop)) {
+        let pid = status(&place).map(|status| status.pid);
+        let process = match pid {
+            Some(pid) => process(&place, pid)?,
+            None => None,
+        };
+        match client.ask(&Request::Stop) {
             // It ends in the middle of its answer.
             Ok(_) | Err(ClientError::Io { .. } | ClientError::Protocol { .. }) => {}
             Err(error) => return Err(error.into()),
@@ -347,6 +352,26 @@ fn status(place: &Place) -> Option<Status> {
     }
 }
 
+/// A connection to an instance's process, which may have been started just
+/// now; none if it has ended.
+fn reach(place: &Place) -> Result<Option<Client>, RunnerError> {
+    let begin = Instant::now();
+    loop {
+        match Client::connect(&place.control()) {
+            Ok(client) => return Ok(Some(client)),
+            Err(error) => {
+                if !place.is_alive()? {
+                    return Ok(None);
+                }
+                if begin.elapsed() > START_PATIENCE {
+                    return Err(error.into());
+                }
+            }
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 fn ask_agent_to_stop(place: &Place) -> Result<(), RunnerError> {
     let reply = Client::connect(&place.control())?.ask(&Request::Agent)?;
     if let Some(descriptor) = reply.descriptors.into_iter().next() {
@@ -388,3 +413,7 @@ fn last_words(place: &Place) -> Option<String> {
     let begin = (begin..=words.len()).find(|at| words.is_char_boundary(*at))?;
     (!words.is_empty()).then(|| words[begin..].to_owned())
 }
+
+#[cfg(test)]
+#[path = "host_runner_test.rs"]
+mod test;

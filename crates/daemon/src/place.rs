@@ -108,6 +108,12 @@ impl Place {
         self.0.join("control")
     }
 
+    /// What the guest said on its console: two files that take turns, of which
+    /// the younger one is written.
+    pub fn console_logs(&self) -> [PathBuf; 2] {
+        ["console.0.log", "console.1.log"].map(|name| self.0.join(name))
+    }
+
     /// Standard error of the process.
     pub fn process_log(&self) -> PathBuf {
         self.0.join("process.log")

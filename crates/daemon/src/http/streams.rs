@@ -17,10 +17,6 @@ use super::{Api, ApiError};
 use crate::place::Place;
 use crate::service::ServiceError;
 
-/// The names of the console's log files, of which the one written last is the
-/// younger.
-pub const LOG_FILES: [&str; 2] = ["console.0.log", "console.1.log"];
-
 /// A connection to the guest's agent, by its own protocol
 /// (`Upgrade: favo-agent`).
 #[utoipa::path(
@@ -71,9 +67,9 @@ pub(super) async fn logs(
 }
 
 fn read_logs(place: &Place) -> Vec<u8> {
-    let mut files: Vec<_> = LOG_FILES
-        .iter()
-        .map(|name| place.directory().join(name))
+    let mut files: Vec<_> = place
+        .console_logs()
+        .into_iter()
         .filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path)))
         .collect();
     files.sort();

@@ -101,7 +101,7 @@ fn run_machine(args: &Args, place: &Place, machine: &MachineFile) -> Result<End,
     let mailbox = Mailbox::with_signals()?;
     let (attachment, cards) = network::attach(&network, &machine.name, machine.cpus)?;
     let spec = spec(place, machine, cards)?;
-    let (console, serial) = Console::start(place.directory())?;
+    let (console, serial) = Console::start(place)?;
     let receiver = mailbox.clone();
     let report: EndReport = Arc::new(move |outcome| receiver.push(Event::Ended(outcome)));
     let running = start(spec, &engine, serial, report)?;

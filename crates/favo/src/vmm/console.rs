@@ -9,9 +9,10 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use favo_daemon::place::Place;
 use favo_thread::{ThreadKind, spawn};
 use favo_vmm::serial_io::{SerialInput, SerialIo, SerialOutput};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -19,8 +20,6 @@ use rustix::io::Errno;
 
 /// The log's two files take turns: the younger one grows to this.
 const LOG_BYTES: u64 = 1 << 20;
-/// Their names in the instance's directory.
-pub const LOG_FILES: [&str; 2] = ["console.0.log", "console.1.log"];
 /// What somebody who attaches is shown of what was said before.
 const SCROLLBACK: usize = 64 << 10;
 /// More may not be attached at once.
@@ -36,9 +35,9 @@ pub struct Console {
 }
 
 impl Console {
-    /// Opens the log in `directory` and starts the thread. Returns the
+    /// Opens the log of an instance and starts the thread. Returns the
     /// machine's end, too.
-    pub fn start(directory: &Path) -> io::Result<(Self, SerialIo)> {
+    pub fn start(place: &Place) -> io::Result<(Self, SerialIo)> {
         let (guest, machine) = UnixStream::pair()?;
         guest.set_nonblocking(true)?;
         let (wake, woken) = UnixStream::pair()?;
@@ -55,7 +54,7 @@ impl Console {
             clients: Vec::new(),
             typed: VecDeque::new(),
             scrollback: VecDeque::new(),
-            log: Log::open(directory)?,
+            log: Log::open(&place.console_logs())?,
         };
         spawn(ThreadKind::Serial, "serial-hub", move || {
             if let Err(error) = hub.run() {
@@ -220,12 +219,9 @@ struct Log {
 }
 
 impl Log {
-    fn open(directory: &Path) -> io::Result<Self> {
-        let open = |name: &str| {
-            let mut options = File::options();
-            options.create(true).append(true).open(directory.join(name))
-        };
-        let files = [open(LOG_FILES[0])?, open(LOG_FILES[1])?];
+    fn open([first, second]: &[PathBuf; 2]) -> io::Result<Self> {
+        let open = |path| File::options().create(true).append(true).open(path);
+        let files = [open(first)?, open(second)?];
         let about = [files[0].metadata()?, files[1].metadata()?];
         let current = usize::from(about[1].modified()? > about[0].modified()?);
         let length = about[current].len();
